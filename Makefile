@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: setup demo test test-long annotators lint protos catalog settings starter images audit compose-demo chaos benchmarks
+.PHONY: setup demo test test-long annotators lint protos catalog settings starter images audit sbom vulnerabilities fuzz compose-demo chaos benchmarks
 
 setup: $(VENV)/.installed
 
@@ -25,7 +25,7 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy hatch_build.py
-	MYPYPATH=docker $(VENV)/bin/mypy docker/size_audit.py
+	MYPYPATH=docker $(VENV)/bin/mypy docker/size_audit.py docker/sbom.py docker/vulnerabilities.py
 	$(VENV)/bin/lint-imports
 
 test: lint
@@ -65,6 +65,10 @@ benchmarks: setup
 chaos: setup
 	$(VENV)/bin/python -m benchmarks.chaos --minutes 10
 
+# 10,000 random calls over gRPC and HTTP with every role: 0 leaks between tenants, 0 server errors. The same ones each time.
+fuzz: setup
+	FUZZ_CALLS=10000 $(VENV)/bin/pytest -q tests/fuzz
+
 # Trains the starter model again, every stage without an up-to-date result: hours on two cores. Needs npm for the emoji images.
 starter: setup
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[training]'
@@ -88,6 +92,16 @@ audit: setup
 	$(VENV)/bin/python docker/size_audit.py $(foreach image,base $(IMAGES),oci:$(LAYOUT):$(image)) \
 	  --budget docker/budget.toml --plan first-controlnet-image=dist/first-controlnet-image.json \
 	  --format markdown > dist/audit.md && sed -n '/^## the set/,$$p' dist/audit.md
+
+# What is in each image and in the wheel, as CycloneDX, in dist/sbom.
+sbom: setup
+	$(VENV)/bin/python docker/sbom.py $(if $(BASE),--base "$(BASE)")
+
+# Known vulnerabilities of what the locks list: by the PyPI export of osv.dev where OSV names it (a zip or a folder), else
+# by pip-audit, where it is installed and may ask PyPI.
+vulnerabilities: setup
+	$(VENV)/bin/python docker/lock.py --check
+	$(VENV)/bin/python docker/vulnerabilities.py $(if $(OSV),--osv "$(OSV)")
 
 compose-demo:
 	docker/demo.sh

@@ -127,6 +127,8 @@ COMMANDS = (
     Command(name="gateway submit", module="gateway_submit"),
     Command(name="gateway nodes", module="gateway_nodes"),
     Command(name="strangers", module="strangers"),
+    Command(name="neighbors fair", module="neighbors", arguments=("fair",)),
+    Command(name="neighbors busy", module="neighbors", arguments=("busy",)),
     Command(name="chaos", module="chaos", needs=(nats,), is_long=True),
     Command(name="chaos liars", module="chaos", arguments=("--liars",), needs=(nats,), is_long=True),
     Command(name="chaos honest", module="chaos_honest", needs=(nats,), is_long=True),

@@ -13,9 +13,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import lock
+import lock_index
 import repack
 import weights_layers
 from packaging.requirements import Requirement
@@ -31,10 +33,6 @@ CUDA_LISTS = {"cuda": "torch-cuda", "cuda126": "torch-cuda126"}
 # Lists whose wheels lie in a folder of their own: pip would take their torch for the newest build of the CPU's.
 APART = ("torch-cuda126",)
 WITH_CUDA = ("preprocessor-neural", "diffusion")
-PYTHON = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none")
-# Up to the oldest glibc that the base image's Debian or Ubuntu may have, what wheels call those that they need. pip
-# takes the wheel of the first: what is built for a newer glibc is built by newer compilers, with newer libraries in it.
-PLATFORMS = (*(f"_2_{minor}" for minor in range(28, 16, -1)), "2014")
 
 
 def main() -> int:
@@ -72,57 +70,67 @@ def make_wheels(*, cuda: str = "") -> None:
     WHEELS.mkdir(parents=True, exist_ok=True)
     lists = [path for path in LOCKS if path.stem == cuda or path.stem not in CUDA_LISTS.values()]
     together = [path for path in lists if path.stem not in APART]
-    missing = sorted({line for path in together for line in path.read_text().splitlines() if not _is_here(line)})
-    if missing or not list(WHEELS.glob("pip-*.whl")):
-        _download(*missing, "pip")
+    pins = {str(pin): pin for path in together for pin in lock.read(path)}
+    if missing := sorted(line for line, pin in pins.items() if not _is_here(pin)):
+        _download(*missing)
     for path in (each for each in lists if each.stem in APART):
         _download_apart(path, folder=WHEELS / path.stem)
     for stale in WHEELS.glob("fanlight-*.whl"):
         stale.unlink()
-    _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(WHEELS), str(ROOT))
+    # What builds it comes from those wheels too.
+    offline = ["--no-index", "--find-links", str(WHEELS)]
+    _run(sys.executable, "-m", "pip", "wheel", "--quiet", *offline, "--no-deps", "--wheel-dir", str(WHEELS), str(ROOT))
     if list(WHEELS.glob("fanlight-*-none-any.whl")):
         raise SystemExit("error: canny's loop was not compiled: apt-get install gcc libc6-dev, or set CC")
 
 
 def make_plain_wheels() -> None:
-    """Beside those, everything that `pip install` of the diffusion service asks for, needed or not."""
+    """Beside those, everything that `pip install` of the diffusion service asks for, needed or not.
+
+    What no lock has is not held to a hash: it is measured, and in no image of ours.
+    """
     make_wheels()
-    if missing := [line for line in plain_pins() if not _is_here(line)]:
+    if missing := [str(pin) for pin in plain_pins() if not _is_here(pin)]:
         _download(*missing)
 
 
-def plain_pins() -> list[str]:
-    """`name==version` of what `fanlight[diffusion]` and each of its packages ask for, as they ask for it."""
+def plain_pins() -> list[lock.Pin]:
+    """What `fanlight[diffusion]` and each of its packages ask for, as they ask for it."""
     pins = lock._pins(ROOT / "constraints.txt")
     names = lock.closure([Requirement(f"{lock.PROJECT}[diffusion]")]) - {lock.PROJECT}
-    return [f"{name}=={pins[name]}" for name in sorted(names)]
+    return [lock.Pin(name=name, version=pins[name]) for name in sorted(names)]
 
 
-def _download_apart(lock: Path, *, folder: Path) -> None:
+def _download_apart(path: Path, *, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    lines = lock.read_text().splitlines()
-    if missing := [line for line in lines if not _is_here(line) and not _is_here(line, folder)]:
+    pins = lock.read(path)
+    if unhashed := [pin.requirement for pin in pins if not pin.sha256]:
+        raise SystemExit(
+            f"error: {path.name} has no sha256 for {', '.join(unhashed)}; get the wheel, compare it with what its "
+            "publisher says, and run `python docker/lock.py --wheels DIR`"
+        )
+    if missing := [str(pin) for pin in pins if not _is_here(pin) and not _is_here(pin, folder)]:
         _download(*missing, into=folder)
 
 
-def _is_here(line: str, folder: Path | None = None) -> bool:
-    """Whether the wheel that a line of a lock names lies in the folder; a comment names none."""
-    if line.startswith("#"):
-        return True
-    name, _, version = line.replace("===", "==").partition("==")
+def _is_here(pin: lock.Pin, folder: Path | None = None) -> bool:
+    """Whether the wheel lies in the folder."""
     # 2.13.0 is also what 2.13.0+cpu is called, but not where it says === 2.13.0.
-    patterns = [f"{name.replace('-', '_')}-{version}-*.whl"]
-    if "===" not in line:
-        patterns.append(f"{name.replace('-', '_')}-{version}+*.whl")
+    patterns = [f"{pin.name.replace('-', '_')}-{pin.version}-*.whl"]
+    if pin.equals == "==":
+        patterns.append(f"{pin.name.replace('-', '_')}-{pin.version}+*.whl")
     return any(
         fnmatch.fnmatch(path.name.lower(), pattern) for path in (folder or WHEELS).iterdir() for pattern in patterns
     )
 
 
-def _download(*what: str, into: Path | None = None) -> None:
-    platforms = [part for tag in PLATFORMS for part in ("--platform", f"manylinux{tag}_x86_64")]
-    only = ["--quiet", "--no-deps", "--only-binary=:all:", *PYTHON, *platforms, "--platform", "linux_x86_64"]
-    _run(sys.executable, "-m", "pip", "download", *only, "--dest", str(into or WHEELS), *what)
+def _download(*lines: str, into: Path | None = None) -> None:
+    """What lines of a lock say. pip refuses what has another hash; and as soon as one line has a hash, all must."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lock.txt")
+        path.write_text("".join(f"{line}\n" for line in lines))
+        only = ["--quiet", "--no-deps", *lock_index.WHEELS_OF_THE_IMAGES, "--requirement", str(path)]
+        _run(sys.executable, "-m", "pip", "download", *only, "--dest", str(into or WHEELS))
 
 
 def build(image: str, arguments: dict[str, str], *, tag: str = "") -> str:
@@ -132,12 +140,26 @@ def build(image: str, arguments: dict[str, str], *, tag: str = "") -> str:
         raise SystemExit(f"error: {image} is no image of ours: {', '.join(TARGETS)}")
     weights = arguments.get("WEIGHTS", "")
     name = f"{PREFIX}/{image}:{tag if tag and not weights else 'latest'}"
-    _podman_build(name, target, {"BASE_IMAGE": BASE, **_variant(image), **arguments})
+    base = by_digest(arguments.get("BASE_IMAGE", BASE))
+    _podman_build(name, target, {**_variant(image), **arguments, "BASE_IMAGE": base})
     if not weights:
         return name
     baked = f"{PREFIX}/{image}:{tag or _tag_of(weights)}"
     weights_layers.bake(name, baked, weights.split(), pipeline=arguments.get("PIPELINE", ""))
     return baked
+
+
+def by_digest(base: str) -> str:
+    """The name of a base image with its digest, which one that was made here has by now. SystemExit without any."""
+    if "@sha256:" in base:
+        return base
+    if not base.startswith("localhost/"):
+        raise SystemExit(f"error: BASE_IMAGE={base} may be another image tomorrow; name it as {base}@sha256:DIGEST")
+    command = ["podman", "image", "inspect", "--format", "{{.Digest}}", base]
+    digest = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    if not digest.startswith("sha256:"):
+        raise SystemExit(f"error: there is no image {base}; run docker/base/make.sh {base}")
+    return f"{base.rpartition(':')[0]}@{digest}"
 
 
 def _variant(image: str) -> dict[str, str]:

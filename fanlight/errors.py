@@ -135,6 +135,12 @@ class PermissionDenied(FanlightError):
     is_request_fault = True
 
 
+class ContentBlocked(PermissionDenied):
+    """The operator's moderation refuses what is asked for, or withholds what was made."""
+
+    reason = "CONTENT_BLOCKED"
+
+
 class LeaseLost(FanlightError):
     """The token is no longer the task's: abandon the work."""
 
@@ -154,6 +160,12 @@ class Unavailable(FanlightError):
 
     code = "UNAVAILABLE"
     reason = "UNAVAILABLE"
+
+
+class ModerationUnavailable(Unavailable):
+    """The operator's moderation did not answer, and nothing passes without it."""
+
+    reason = "MODERATION_UNAVAILABLE"
 
 
 class DeadlineExceeded(FanlightError):

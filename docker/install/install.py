@@ -1,11 +1,12 @@
 """Run inside the build: puts a layer's packages into /layers/LAYER, less what no service needs, compiled ahead.
 
 usage: python3 install.py LAYER [--packages LIST] [WHEEL...]
-/wheels: the wheels, those of a list alone in /wheels/LIST; ../locks/LIST.txt: what to install of them, to the version;
-no package index is asked.
+/wheels: the wheels, those of a list alone in /wheels/LIST; ../locks/LIST.txt: what to install of them, to the version
+and the sha256, which pip holds every wheel to; no package index is asked. A WHEEL is our own, built beside them.
 """
 
 import argparse
+import hashlib
 import py_compile
 import struct
 import subprocess
@@ -40,7 +41,8 @@ def main() -> None:
     asked = parser.parse_args()
     out = LAYERS / asked.layer
     chosen = asked.packages or asked.layer
-    install(asked.wheels or ["--requirement", str(HERE.parent / "locks" / f"{chosen}.txt")], out, own=WHEELS / chosen)
+    locked = ["--require-hashes", "--requirement", str(HERE.parent / "locks" / f"{chosen}.txt")]
+    install(asked.wheels or locked, out, own=WHEELS / chosen)
     removed = sum(remove(path) for path in unneeded(out)) + sum(strip(path) for path in out.rglob("*.so*"))
     layer = tomllib.loads((HERE.parent / "layers.toml").read_text())["layers"].get(asked.layer, {})
     compile_ahead(out, layer.get("compiled_by", ()), layer.get("below", ()), layer.get("compiled", ()))
@@ -49,11 +51,21 @@ def main() -> None:
 
 def install(what: Iterable[str], out: Path, *, own: Path) -> None:
     """pip runs from its own wheel, so the base image needs none. `own`: a folder of wheels for this list alone."""
-    pip = next(WHEELS.glob("pip-*.whl"))
+    pip = trusted_pip()
     command = [sys.executable, f"{pip}/pip", "install", "--quiet", "--root-user-action=ignore", "--no-cache-dir"]
     offline = ["--no-index", "--find-links", str(WHEELS), "--no-deps", "--no-compile", "--target", str(out)]
     beside = ["--find-links", str(own)] if own.is_dir() else []
     subprocess.run([*command, *offline, *beside, *what], check=True)
+
+
+def trusted_pip() -> Path:
+    """The wheel of pip that build.txt names. It checks the others, so it is checked here. SystemExit if it is not."""
+    lines = (HERE.parent / "locks" / "build.txt").read_text().splitlines()
+    pinned, _, sha256 = next(line for line in lines if line.startswith("pip==")).partition(" --hash=sha256:")
+    wheel = WHEELS / f"pip-{pinned.partition('==')[2]}-py3-none-any.whl"
+    if not wheel.exists() or hashlib.sha256(wheel.read_bytes()).hexdigest() != sha256:
+        raise SystemExit(f"error: {wheel} is not what docker/locks/build.txt names; run docker/build.py wheels")
+    return wheel
 
 
 def unneeded(out: Path) -> Iterator[Path]:

@@ -91,6 +91,20 @@ def explain(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = Fa
 
 
 @app.command()
+def delete(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
+    """Delete a job for good, with its results. A running job is cancelled first."""
+    from fanlight.cli.output import print_json, to_dict
+    from fanlight.cli.session import talk
+
+    deleted = talk(gateway, lambda client: client.delete_job(job_name(name)))
+    if as_json:
+        print_json(to_dict(deleted))
+        return
+    kept = f"; {deleted.shared_blobs} stay, because other jobs use them" if deleted.shared_blobs else ""
+    print(f"{deleted.name}: deleted with {deleted.blobs} blobs{kept}")
+
+
+@app.command()
 def cancel(name: Name, gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None:
     """Cancel a job's unfinished tasks."""
     from fanlight.cli.session import talk

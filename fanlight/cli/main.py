@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fanlight import __version__
-from fanlight.cli import jobs, keys, nodes, records, tenants
+from fanlight.cli import audit_log, jobs, keys, nodes, records, tenants
 from fanlight.cli.audit import AS_THEY_ARE, audit
 from fanlight.cli.catalog import annotators, models, workers
 from fanlight.cli.generate import annotate, generate
@@ -44,6 +44,7 @@ def build(*, wanted: str | None = None) -> typer.Typer:
     app.add_typer(nodes.app, name="nodes")
     app.add_typer(keys.app, name="keys")
     app.add_typer(tenants.app, name="tenants")
+    app.add_typer(audit_log.app, name="audit-log")
     app.add_typer(records.app, name="records")
     for command in (annotators, models, workers):
         app.command()(command)

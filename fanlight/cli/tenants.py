@@ -7,10 +7,12 @@ import typer
 from fanlight.cli.options import DEFAULT_GATEWAY, AsJson, Gateway
 
 if TYPE_CHECKING:
-    from fanlight.tenants.v1.tenants_pb2 import Tenant
+    from fanlight.client import AsyncClient
+    from fanlight.tenants.v1.tenants_pb2 import Quota, Tenant
 
 app = typer.Typer(help="Show and change what tenants are granted.", no_args_is_help=True)
 
+COLUMNS = ("TENANT", "WEIGHT", "CLASS", "POOL", "POLICY", "LIMITS", "NOTE")
 Name = Annotated[str, typer.Argument(metavar="TENANT", help="Its name.", show_default=False)]
 
 
@@ -39,7 +41,7 @@ def list_(
     if as_json:
         print_json([to_dict(each) for each in found])
     else:
-        print_columns(("TENANT", "WEIGHT", "CLASS", "POOL", "LIMITS", "NOTE"), [_row(each) for each in found])
+        print_columns(COLUMNS, [_row(each) for each in found])
 
 
 @app.command("set")
@@ -57,6 +59,14 @@ def set_(
     ] = None,
     pool: Annotated[str | None, typer.Option(help="Its jobs go to nodes of this pool only; '' for any.")] = None,
     note: Annotated[str | None, typer.Option(help="For yourself.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Of unsafe content, at least: off, flag, blur or block; '' for the gateway's default."),
+    ] = None,
+    policy_pool: Annotated[
+        str | None,
+        typer.Option(help="While the policy is not off, its jobs go to nodes of this pool only; '' for any."),
+    ] = None,
     gateway: Gateway = DEFAULT_GATEWAY,
     as_json: AsJson = False,
 ) -> None:
@@ -75,12 +85,14 @@ def set_(
             service_class=service_class,
             pool=pool,
             note=note,
+            policy=policy,
+            policy_pool=policy_pool,
         ),
     )
     if as_json:
         print_json(to_dict(changed))
     else:
-        print_columns(("TENANT", "WEIGHT", "CLASS", "POOL", "LIMITS", "NOTE"), [_row(changed)])
+        print_columns(COLUMNS, [_row(changed)])
 
 
 @app.command()
@@ -93,7 +105,15 @@ def show(
     from fanlight.cli.output import print_columns, print_json, to_dict
     from fanlight.cli.session import talk
 
-    quota = talk(gateway, lambda client: client.tenants.quota(tenant))
+    async def work(client: "AsyncClient") -> "tuple[Quota, Tenant | None]":
+        quota = await client.tenants.quota(tenant)
+        # Only operators name a tenant, and only they may see its record.
+        return quota, await client.tenants.get(tenant) if tenant else None
+
+    quota, record = talk(gateway, work)
+    if record is not None and record.HasField("deletion"):
+        _print_deletion(record, as_json=as_json)
+        return
     if as_json:
         print_json(to_dict(quota))
         return
@@ -122,6 +142,8 @@ def delete(
     if as_json:
         print_json(to_dict(done))
         return
+    if not done.is_done:
+        print(f"{tenant}: closed; the gateways go on with the deletion, see `fanlight tenants show {tenant}`")
     key = "its data key is destroyed" if done.is_key_destroyed else "it had no data key"
     print(f"{tenant}: deleted {done.records} records, {done.blobs} blobs and {done.api_keys} API keys; {key}")
     for sentence in done.remains:
@@ -167,9 +189,26 @@ def sealing(gateway: Gateway = DEFAULT_GATEWAY, as_json: AsJson = False) -> None
         print(f"cannot be opened: {found.lost_records} records; see `fanlight records`")
 
 
+def _print_deletion(tenant: "Tenant", *, as_json: bool) -> None:
+    from fanlight.cli.output import print_json, to_dict
+
+    if as_json:
+        print_json(to_dict(tenant))
+        return
+    done = tenant.deletion
+    ended = done.end_time.ToJsonString()[:19] if done.HasField("end_time") else ""
+    print(f"tenant: {tenant.name}")
+    print(f"deleted: {ended}" if ended else f"being deleted since {done.begin_time.ToJsonString()[:19]}")
+    print(f"gone: {done.records} records, {done.blobs} blobs, {done.api_keys} API keys")
+    for sentence in done.remains:
+        print(f"remains: {sentence}")
+
+
 def _row(tenant: "Tenant") -> tuple[object, ...]:
     own = " ".join(f"{field.name}={_number(value)}" for field, value in tenant.limits.ListFields())
-    return tenant.name, f"{tenant.weight:g}", tenant.service_class, tenant.pool or "-", own or "-", tenant.note or "-"
+    policy = " in ".join(filter(None, (tenant.policy, tenant.policy_pool))) or "-"
+    weight, pool, note = f"{tenant.weight:g}", tenant.pool or "-", tenant.note or "-"
+    return tenant.name, weight, tenant.service_class, pool, policy, own or "-", note
 
 
 def _number(value: float) -> str:

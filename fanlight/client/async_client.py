@@ -13,6 +13,7 @@ import grpc.aio
 from fanlight.blobs.v1.blobs_pb2_grpc import BlobServiceStub
 from fanlight.channel import open_channel
 from fanlight.client import requests
+from fanlight.client.audit_log import AuditLogCalls
 from fanlight.client.blobs import BlobTransfer
 from fanlight.client.keys import KeyCalls
 from fanlight.client.nodes import NodeCalls
@@ -75,6 +76,7 @@ class AsyncClient:
         self._blobs = BlobTransfer(BlobServiceStub(self._channel), self._retry, scope=scope)
         # For operators, and keys also for a tenant's admins.
         self.keys = KeyCalls(self._channel, self._retry, timeout_s=timeout_s)
+        self.audit_log = AuditLogCalls(self._channel, self._retry, timeout_s=timeout_s)
         self.tenants = TenantCalls(self._channel, self._retry, timeout_s=timeout_s)
         self.nodes = NodeCalls(self._channel, self._retry, timeout_s=timeout_s)
         self._timeout_s = timeout_s
@@ -201,6 +203,11 @@ class AsyncClient:
         request = gateway.CancelJobRequest(name=name)
         return await self._call(lambda left_s: self._jobs.CancelJob(request, timeout=left_s), timeout_s)
 
+    async def delete_job(self, name: str) -> gateway.DeleteJobResponse:
+        """For good, with its results; a running one is cancelled first."""
+        request = gateway.DeleteJobRequest(name=name)
+        return await self._call(lambda left_s: self._jobs.DeleteJob(request, timeout=left_s))
+
     async def explain_job(self, name: str) -> gateway.JobExplanation:
         """Why it waits: where its tasks are planned, when they should be done, and why not elsewhere."""
         request = gateway.ExplainJobRequest(name=name)
@@ -284,6 +291,10 @@ class AsyncClient:
     async def read_blob(self, blob: Blob | str) -> bytes:
         """The bytes of a blob or digest, checked against it."""
         return await self._blobs.read(blob, timeout_s=BLOB_TIMEOUT_S)
+
+    async def delete_blob(self, blob: Blob | str) -> int:
+        """And the cached control images made of it; how many blobs. CallFailed where an open job needs it."""
+        return await self._blobs.delete(blob, timeout_s=self._timeout_s)
 
     async def _call(self, send: Callable[[float], Awaitable[Answer]], timeout_s: float | None = None) -> Answer:
         return await self._retry.call(send, timeout_s=timeout_s or self._timeout_s)

@@ -65,6 +65,15 @@ class BlobTransfer:
             raise BrokenBlob(f"{wanted.digest}: other bytes arrived; try again")
         return data
 
+    async def delete(self, blob: Blob | str, *, timeout_s: float) -> int:
+        """How many blobs were deleted."""
+        wanted = Blob(scope=self._scope, digest=blob) if isinstance(blob, str) else blob
+        request = blobs_pb2.DeleteBlobRequest(scope=wanted.scope, digest=wanted.digest)
+        answer = await self._retry.call(
+            lambda left_s: self._stub.DeleteBlob(request, timeout=left_s), timeout_s=timeout_s
+        )
+        return answer.blobs
+
     async def _read_direct(self, wanted: Blob) -> bytes | None:
         """From the gateway's storage itself; None where that is not possible, and then it is not tried again."""
         if not self._may_read_direct:

@@ -132,6 +132,7 @@ class Client:
     get_job = _blocking(AsyncClient.get_job)
     list_jobs = _blocking(AsyncClient.list_jobs)
     cancel_job = _blocking(AsyncClient.cancel_job)
+    delete_job = _blocking(AsyncClient.delete_job)
     explain_job = _blocking(AsyncClient.explain_job)
     get_webhook = _blocking(AsyncClient.get_webhook)
     list_dead_letters = _blocking(AsyncClient.list_dead_letters)
@@ -146,6 +147,7 @@ class Client:
     list_workers = _blocking(AsyncClient.list_workers)
     write_blob = _blocking(AsyncClient.write_blob)
     read_blob = _blocking(AsyncClient.read_blob)
+    delete_blob = _blocking(AsyncClient.delete_blob)
 
 
 def _result(future: Future[Answer]) -> Answer:

@@ -28,6 +28,8 @@ class TenantCalls:
         service_class: int | None = None,
         pool: str | None = None,
         note: str | None = None,
+        policy: str | None = None,
+        policy_pool: str | None = None,
     ) -> tenants.Tenant:
         """What is None stays as it was. `limits`: by the names of `TenantLimits`' fields."""
         request = tenants.SetTenantRequest(
@@ -38,6 +40,8 @@ class TenantCalls:
             service_class=service_class,
             pool=pool,
             note=note,
+            policy=policy,
+            policy_pool=policy_pool,
         )
         return await self._call(lambda left_s: self._stub.SetTenant(request, timeout=left_s))
 

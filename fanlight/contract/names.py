@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from unicodedata import normalize
 
 from fanlight.errors import InvalidField
 
@@ -26,8 +27,11 @@ def is_reference(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """`canny` of `Canny.safetensors [d14c016b]`: in lower case, without ending and hash."""
-    return _BEHIND_A_NAME.sub("", name.strip()).lower()
+    """`canny` of `Canny.safetensors [d14c016b]`: in lower case, without ending and hash.
+
+    Letters with marks are one character each, as most programs write them; macOS has them as two in files' names.
+    """
+    return normalize("NFC", _BEHIND_A_NAME.sub("", name.strip()).strip().lower())
 
 
 def find_name(known: Mapping[str, Sequence[str]], name: str) -> str:

@@ -119,10 +119,8 @@ def _amounts(request: GenerateRequest) -> list[tuple[str, int, str]]:
     found = []
     if request.width_px and request.height_px:
         found.append((PIXELS, request.width_px * request.height_px, "width_px"))
-    # SDXL's own is counted from the last layer, and the limit from the one before, with which it was trained.
-    layers = [(request.clip_skip, "clip_skip"), (request.sdxl_clip_skip - 1, "sdxl_clip_skip")]
-    layer, field = max(layers)
-    if layer > 0:
+    layer, field = max([(request.clip_skip, "clip_skip"), (request.sdxl_clip_skip, "sdxl_clip_skip")])
+    if layer:
         found.append((layers_limit(request.model), layer, field))
     return found
 

@@ -56,7 +56,14 @@ async def serve(
     catalog = open_catalog(settings, remote)
     try:
         async with Provision(weights) as provision:
-            supply = Supply(catalog, provision, remote, readers=codecs)
+            supply = Supply(
+                catalog,
+                provision,
+                remote,
+                readers=codecs,
+                checker=settings.safety_checker_folder,
+                check_by_default=settings.safety_checker,
+            )
             await serve_models(settings, worker, common, stop, Shared(catalog, supply, thread, codecs, previews))
     finally:
         thread.close()
@@ -81,9 +88,9 @@ async def serve_models(
     catalog, supply = shared.catalog, shared.supply
     models = make_models(settings, catalog)
     device = DeviceState()
-    engine = make_engine(settings, models, shared.thread, catalog, device)
+    engine = make_engine(settings, models, shared, device)
     digests = WeightDigests()
-    abilities = make_abilities(settings, models)
+    abilities = make_abilities(settings, models, supply)
     parser = make_parser(settings, catalog, abilities)
     generator = ImageGenerator(
         engine, parser, codecs=shared.codecs, previews=shared.previews, digests=digests, clock=time.monotonic
@@ -126,24 +133,24 @@ def make_models(settings: DiffusionSettings, catalog: ModelCatalog) -> ModelMana
 
 
 def make_engine(
-    settings: DiffusionSettings, models: ModelManager, thread: DeviceThread, catalog: ModelCatalog, device: DeviceState
+    settings: DiffusionSettings, models: ModelManager, shared: Shared, device: DeviceState
 ) -> DiffusionEngine:
     return DiffusionEngine(
-        lambda: open_backend(settings, models),
-        thread=thread,
+        lambda: open_backend(settings, models, shared.supply),
+        thread=shared.thread,
         rows_limit=settings.slots,
         hold_limit_s=HOLD_LIMIT_S,
         clock=time.monotonic,
-        family_of=catalog.family_of,
+        family_of=shared.catalog.family_of,
         device_name=lambda: models.device_name or settings.device,
         on_lost=device.lose,
     )
 
 
-def make_abilities(settings: DiffusionSettings, models: ModelManager) -> Abilities:
+def make_abilities(settings: DiffusionSettings, models: ModelManager, supply: Supply) -> Abilities:
     return Abilities(
         pixels_limit=settings.max_pixels,
-        has_safety_checker=settings.safety_checker_folder is not None,
+        has_safety_checker=supply.can_check,
         precision_of_device=lambda: models.precision,
     )
 
@@ -165,7 +172,12 @@ def open_remote(settings: DiffusionSettings, weights: WeightsSettings) -> Remote
         catalog = with_folder(catalog, weights.catalog_dir) if weights.catalog_dir else catalog
     except FanlightError as error:
         raise SettingsError(f"FANLIGHT_WEIGHTS_CATALOG_DIR: {error.message}") from error
-    return RemoteModels(catalog=catalog, fetch=settings.fetch, allows_hosts=bool(weights.url_hosts))
+    return RemoteModels(
+        catalog=catalog,
+        fetch=settings.fetch,
+        allows_hosts=bool(weights.url_hosts),
+        is_offline=weights.offline,
+    )
 
 
 def open_catalog(settings: DiffusionSettings, remote: RemoteModels) -> ModelCatalog:
@@ -184,12 +196,12 @@ def open_catalog(settings: DiffusionSettings, remote: RemoteModels) -> ModelCata
     return catalog
 
 
-def open_backend(settings: DiffusionSettings, models: ModelManager) -> Backend:
+def open_backend(settings: DiffusionSettings, models: ModelManager, supply: Supply) -> Backend:
     """Imports torch and diffusers, which takes seconds: on the device thread, after the port is open."""
     from services.diffusion.engine.backend import TorchBackend
     from services.diffusion.engine.safety import SafetyChecker
 
-    return TorchBackend(models, threads=settings.threads, safety=SafetyChecker(settings.safety_checker_folder))
+    return TorchBackend(models, threads=settings.threads, safety=SafetyChecker(supply.checker_folder))
 
 
 async def preload(engine: DiffusionEngine, catalog: ModelCatalog, supply: Supply, stage: DiffusionStage) -> None:

@@ -59,7 +59,9 @@ class DiffusionSettings(BaseSettings):
         description="The default for requests: off, flag, blur or block. Its model is loaded only when on.",
     )
     safety_checker_folder: Path | None = Field(
-        None, description="The safety checker in diffusers' layout, with safetensors. Empty: there is none."
+        None,
+        description="The safety checker in diffusers' layout, with safetensors. Empty: the catalog's, which is fetched"
+        " when a request first needs it, unless fetching is off.",
     )
     max_pixels: int = Field(1024 * 1024, ge=1, description="The most pixels that a generated image may have.")
 

@@ -12,7 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from fanlight.contract.generation import parsed_prompts
+from fanlight.contract.generation import OFF, parsed_prompts
+from fanlight.contract.needs import SAFETY_CHECKER
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound
 from services.diffusion.models.catalog import ModelCatalog
@@ -30,6 +31,8 @@ from services.weights.transfer.download import DownloadProgress
 
 _FETCHABLE_KINDS = frozenset({"checkpoint", "controlnet", "lora", "vae", "embedding"})
 _PACKAGED = "package:"
+# The safety checker's name in the catalog.
+CHECKER = "safety-checker"
 
 
 class FetchMode(StrEnum):
@@ -65,6 +68,15 @@ class RemoteModels:
     catalog: Catalog
     fetch: FetchMode
     allows_hosts: bool = False
+    # Nothing is downloaded: only what the store holds already is offered.
+    is_offline: bool = False
+
+    @property
+    def checker(self) -> str:
+        """The safety checker's reference; empty where it may not be fetched."""
+        entry = self.catalog.entries.get(CHECKER)
+        is_known = entry is not None and entry.kind == SAFETY_CHECKER
+        return CHECKER if is_known and self.fetch is not FetchMode.OFF else ""
 
     def offers(self) -> Sequence[RemoteModel]:
         """All models of the catalog, and `*` for each kind of which any reference may be fetched."""
@@ -200,9 +212,24 @@ class NamedModel:
 
 
 class Supply:
-    def __init__(self, catalog: ModelCatalog, store: Store, remote: RemoteModels, *, readers: Executor) -> None:
-        """`readers` run what blocks: reading headers and configs."""
+    def __init__(
+        self,
+        catalog: ModelCatalog,
+        store: Store,
+        remote: RemoteModels,
+        *,
+        readers: Executor,
+        checker: Path | None = None,
+        check_by_default: str = OFF,
+    ) -> None:
+        """`readers` run what blocks: reading headers and configs.
+
+        `checker`: the operator's own safety checker, which is never fetched. `check_by_default`: what requests get that
+        say nothing of it.
+        """
         self._catalog = catalog
+        self._checker, self._fetches_checker = checker, checker is None
+        self._check_by_default = check_by_default
         self._store = store
         self._remote = remote
         self._readers = readers
@@ -220,6 +247,21 @@ class Supply:
         }
         missing = (offer for offer in self._offers if not is_here(offer, self._catalog))
         return [replace(offer, is_on_disk=offer.reference in on_disk) for offer in missing]
+
+    @property
+    def can_check(self) -> bool:
+        """Whether there is a safety checker, or it can be fetched."""
+        if not self._fetches_checker:
+            return True
+        reference = self._remote.checker
+        if not reference or not self._remote.is_offline:
+            return bool(reference)
+        held = {each.removeprefix("catalog:") for model in self._store.inventory() for each in model.references}
+        return reference in held
+
+    def checker_folder(self) -> Path | None:
+        """None before a request has needed it."""
+        return self._checker
 
     @property
     def link_bps(self) -> float:
@@ -248,7 +290,18 @@ class Supply:
                         raise _within(error, model) from error
                 if model.kind == "checkpoint":
                     checkpoint = self._checkpoint(model.name)
+            await self._provide_checker(stack, request.safety_checker or self._check_by_default, report)
             yield
+
+    async def _provide_checker(self, stack: contextlib.AsyncExitStack, mode: str, report: Report) -> None:
+        """The safety checker, where the request needs it and the operator has named none. As any model, it is kept."""
+        reference = self._remote.checker
+        if mode == OFF or not self._fetches_checker or not reference:
+            return
+        try:
+            self._checker = await stack.enter_async_context(self._store.obtain(reference, report=report))
+        except FanlightError as error:
+            raise _within(error, NamedModel(name=mode, kind=SAFETY_CHECKER, field=SAFETY_CHECKER)) from error
 
     def part_as_named(self, request: diffusion_pb2.GenerateRequest, part: str) -> str:
         """A part to blame by the name that the request has for it, as its needs have it: perhaps a reference."""

@@ -10,6 +10,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fanlight.audit_log.v1 import audit_log_pb2
+from fanlight.audit_log.v1.audit_log_pb2_grpc import add_AuditLogServiceServicer_to_server as add_audit_log
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
 from fanlight.errors import FanlightError, Unavailable
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
@@ -25,6 +27,7 @@ from services.gateway.adapters.jwt_people import PeopleRule, PeopleVerifier
 from services.gateway.adapters.key_vaults import BUCKET as VAULT_BUCKET
 from services.gateway.adapters.key_vaults import FolderVault, StoreVault
 from services.gateway.adapters.key_wrappers import key_wrapper
+from services.gateway.adapters.moderation_hooks import moderation_of
 from services.gateway.adapters.sealed_blobs import SealableBlobs, sealed_blobs
 from services.gateway.adapters.sealed_store import SealedStore
 from services.gateway.adapters.sqlite_store import TimeoutStore, open_sqlite_store
@@ -42,6 +45,7 @@ from services.gateway.http.bodies import HttpOptions
 from services.gateway.http.hosts import host_names
 from services.gateway.http.serving import bind_http, port_of, serve_http
 from services.gateway.ports import KeyVault, RecordStore
+from services.gateway.rpc.audit_log import AuditLogService
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.jobs import JobService, QueueService
 from services.gateway.rpc.keys import KeyService
@@ -68,6 +72,7 @@ POLL = f"/{QUEUE_SERVICE}/LeaseTasks"
 NODE_SERVICE = nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
 KEY_SERVICE = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
 TENANT_SERVICE = tenants_pb2.DESCRIPTOR.services_by_name["TenantService"].full_name
+AUDIT_LOG_SERVICE = audit_log_pb2.DESCRIPTOR.services_by_name["AuditLogService"].full_name
 BLOB_SERVICE = blobs_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name
 
 log = get_logger()
@@ -78,7 +83,7 @@ FOR_NODES = frozenset({QUEUE_SERVICE, BLOB_SERVICE, NODE_SERVICE})
 # previews of 200 tasks, are about 10 MiB.
 NODES_MESSAGES = {QUEUE_SERVICE: 16 * MIB, NODE_SERVICE: MIB}
 # Those that take API keys; what a key's role may do in each is checked there.
-FOR_KEYS = frozenset({JOB_SERVICE, BLOB_SERVICE, RECORD_SERVICE, TENANT_SERVICE})
+FOR_KEYS = frozenset({JOB_SERVICE, BLOB_SERVICE, RECORD_SERVICE, TENANT_SERVICE, AUDIT_LOG_SERVICE})
 SQLITE = "sqlite"
 DISK = "disk"
 STORE_FILE = "gateway.sqlite"
@@ -154,6 +159,8 @@ async def serve(settings: GatewaySettings, common: GatewayCommonSettings, stop: 
             thumbnail=thumbnail_request(),
         )
         gateway.use_webhooks(_webhooks(settings, access.tenants))
+        if settings.moderation_url:
+            gateway.moderation.use(moderation_of(settings))
         gateway.keys.use_tokens(access.callers.tokens)
         try:
             await gateway.load()
@@ -316,10 +323,12 @@ def _rpc_server(
     workers = tuple(filter(None, [common.token_of_workers()]))
     principals = Principals(callers, common.token_of_workers(), gateway.nodes)
     jobs, queue = JobService(gateway, callers), QueueService(gateway, principals)
-    records = RecordService(gateway.records, callers)
+    records = RecordService(gateway, callers)
     keys = KeyService(gateway.keys, callers, clock, access.people)
     tenants = TenantService(gateway, callers)
-    blob = BlobService(blobs, principals, gateway.lease_rights(images_of_task), gateway.quotas)
+    audit_log = AuditLogService(gateway, callers)
+    rights = gateway.lease_rights(images_of_task)
+    blob = BlobService(blobs, principals, rights, gateway.quotas, gateway.deletions, gateway.audit)
     address = JoinAddress(
         gateway=settings.address or "", authority=encryption.authority, is_own=encryption.has_own_name
     )
@@ -333,6 +342,7 @@ def _rpc_server(
             BLOB_SERVICE: lambda server: blobs_pb2_grpc.add_BlobServiceServicer_to_server(blob, server),
             NODE_SERVICE: lambda server: nodes_pb2_grpc.add_NodeServiceServicer_to_server(node, server),
             KEY_SERVICE: lambda server: keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server),
+            AUDIT_LOG_SERVICE: lambda server: add_audit_log(audit_log, server),
             TENANT_SERVICE: lambda server: tenants_pb2_grpc.add_TenantServiceServicer_to_server(tenants, server),
         },
         # NodeService looks itself: a node that joins has no token yet. So does KeyService, where people sign in.
@@ -341,6 +351,7 @@ def _rpc_server(
             QUEUE_SERVICE: workers,
             RECORD_SERVICE: clients,
             TENANT_SERVICE: clients,
+            AUDIT_LOG_SERVICE: clients,
             NODE_SERVICE: (),
             KEY_SERVICE: (),
         },

@@ -114,6 +114,47 @@ class GatewaySettings(BaseSettings):
     webhook_networks: str = Field(
         "", description="Private networks that webhooks may call, such as 10.1.0.0/16, separated by commas."
     )
+    moderation_policy: str = Field(
+        "off",
+        pattern="^(off|flag|blur|block)$",
+        description="What workers' safety checkers do with unsafe images of tenants that have no policy of their own:"
+        " off, flag, blur or block. A request may ask for more, never for less.",
+    )
+    moderation_url: str = Field(
+        "",
+        description="Your own service that judges requests and results of tenants whose policy is not off: http://,"
+        " https://, grpc://HOST:PORT or grpcs://HOST:PORT. Empty: none.",
+    )
+    moderation_secret: SecretStr | None = Field(
+        None, description="Signs what the moderation is asked: `whsec_` and base64. Unset: it is not signed."
+    )
+    moderation_secret_file: Path | None = Field(None, description="A file with the secret that signs it.")
+    moderation_networks: str = Field(
+        "", description="Private networks that the moderation may be in, such as 127.0.0.0/8, separated by commas."
+    )
+    moderation_timeout_s: float = Field(
+        10.0, ge=0.1, le=300, description="How long one verdict may take, with all repeats."
+    )
+    moderation_failure: str = Field(
+        "closed",
+        pattern="^(open|closed)$",
+        description="What happens without a verdict. closed: the request is refused for now, and a result is withheld."
+        " open: it passes, with the label `unjudged`.",
+    )
+    moderation_images: str = Field(
+        "digest",
+        pattern="^(digest|bytes)$",
+        description="How images are sent to the moderation: by digest alone, or with their bytes.",
+    )
+    moderation_body_bytes: int = Field(
+        16 * MIB,
+        ge=1024,
+        le=256 * MIB,
+        description="How many bytes of images one question has; with more they are sent by digest alone.",
+    )
+    moderation_places: int = Field(
+        8, ge=1, le=1000, description="How many requests and how many results of one tenant are judged at a time."
+    )
     default_model: str = Field(
         "",
         description="The model of requests that name none. Unset: the starter model if a worker holds it, else the"
@@ -170,6 +211,12 @@ class GatewaySettings(BaseSettings):
     )
     job_retention_s: float = Field(7 * 86_400.0, gt=0, description="How long an ended job is kept.")
     job_retention_count: int = Field(10_000, gt=0, description="How many ended jobs of one tenant are kept.")
+    audit_retention_s: float = Field(
+        400 * 86_400.0, ge=86_400, description="How long entries of the audit log are kept; a day at least."
+    )
+    audit_retention_count: int = Field(
+        100_000, ge=100, le=1_000_000, description="How many entries of the audit log are kept."
+    )
     cache_budget_bytes: int = Field(4 * GIB, gt=0, description="How many bytes of control images the cache keeps.")
 
 

@@ -1,8 +1,12 @@
 """The gateway's ports: what it needs of the outside, as Protocols. Each has one conformance suite in tests/contract."""
 
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
+
+from services.gateway.domain.moderation import Verdict
+from services.kernel.blobs import BlobInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ Change = Record | Deleted | CaughtUp
 class RecordStore(Protocol):
     """Records in named buckets: jobs, workers, request ids, cached control images and more.
 
-    A write is durable when it returns. There are no transactions over several records, except in `create`.
+    A write is durable when it returns. There are no transactions over several records, except with `after`.
     """
 
     async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
@@ -64,12 +68,17 @@ class RecordStore(Protocol):
 
     async def get(self, bucket: str, key: str) -> Record | None: ...
 
-    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
-        """Compare-and-set: replace the record of that revision. Conflict where it has another one, or is gone."""
+    async def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Record:
+        """Compare-and-set: replace the record of that revision. Conflict where it has another one, or is gone.
+
+        `after`: as in `create`.
+        """
         ...
 
-    async def delete(self, bucket: str, key: str) -> None:
-        """No error where there is no record."""
+    async def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> None:
+        """No error where there is no record; `after` is created all the same."""
         ...
 
     async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
@@ -80,6 +89,19 @@ class RecordStore(Protocol):
         """All present records, then CaughtUp, then changes as they come; of several changes of one key possibly only
         the last. Ends when the store is closed."""
         ...
+
+
+@runtime_checkable
+class Transactional(Protocol):
+    """A RecordStore that says whether a record and the one `after` it are written together or not at all."""
+
+    @property
+    def commits_together(self) -> bool: ...
+
+
+def commits_together(store: object) -> bool:
+    """False also for a store that does not say."""
+    return isinstance(store, Transactional) and store.commits_together
 
 
 @runtime_checkable
@@ -112,6 +134,40 @@ class WebhookSender(Protocol):
 
         FailedPrecondition where it may not be called; Unavailable where it does not answer.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedImage:
+    # The request's, or `outputs[0]`.
+    field: str
+    blob: BlobInfo
+    # Empty where only the digest is sent.
+    data: bytes = dataclasses.field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What the operator's moderation is asked about a request, or about a task's result."""
+
+    # The same wherever the question is repeated.
+    id: str
+    tenant: str
+    stage: str
+    policy: str
+    prompt: str = field(default="", repr=False)
+    negative_prompt: str = field(default="", repr=False)
+    images: tuple[JudgedImage, ...] = ()
+    # `jobs/{id}` and the number of the task of a result; empty and 0 for a request.
+    job: str = ""
+    task: int = 0
+    # The safety checker's word on a result.
+    nsfw: bool | None = None
+
+
+class ModerationHook(Protocol):
+    async def judge(self, question: Question) -> Verdict:
+        """Unavailable without an answer; FailedPrecondition for one that is none. The caller bounds the time."""
         ...
 
 
@@ -154,6 +210,8 @@ class Erased:
 
     blobs: int
     remaining: int
+    # What the store keeps of deleted blobs, and what to do about it; empty for nothing.
+    kept: str = ""
 
 
 @runtime_checkable

@@ -296,3 +296,14 @@ async def test_a_blob_that_never_was_is_not_found(make: Make) -> None:
     assert await store.stat(SCOPE, ABSENT) is None
     with pytest.raises(NotFound):
         await read(store, ABSENT)
+
+
+async def test_all_blobs_of_a_scope_are_erased_and_no_others(make: Make) -> None:
+    store = make()
+    mine = [await store.write("acme", chunked(data)) for data in (PNG, b"another one")]
+    other = await store.write("globex", chunked(PNG))
+    erased = await store.erase("acme")
+    assert (erased.blobs, erased.remaining) == (2, 0)
+    assert [await store.stat("acme", each.digest) for each in mine] == [None, None]
+    assert await store.stat("globex", other.digest) is not None
+    assert (await store.erase("acme")).blobs == 0

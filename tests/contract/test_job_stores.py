@@ -13,7 +13,7 @@ from fanlight.errors import AlreadyExists, Conflict, Unavailable
 from services.gateway.adapters.key_vaults import StoreVault
 from services.gateway.adapters.sealed_store import SealedStore
 from services.gateway.adapters.sqlite_store import LIST_PAGE, open_sqlite_store
-from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore
+from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore, commits_together
 from services.kernel.config import SettingsError
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.nats_server import NatsServer, nats_server, one_server
@@ -79,6 +79,43 @@ async def test_a_record_comes_with_the_one_before_it_or_not_at_all(store: Record
         await store.create("jobs", "b", b"2", after=NewRecord(bucket="requests", key="r", value=b"b"))
     assert await store.get("jobs", "b") is None
     assert await store.get("requests", "r") == first
+
+
+async def test_a_put_comes_with_the_record_before_it(store: RecordStore) -> None:
+    first = await store.create("tenants", "a", b"1")
+    entry = NewRecord(bucket="log", key="1", value=b"e")
+    second = await store.put("tenants", "a", b"2", revision=first.revision, after=entry)
+    assert await store.get("tenants", "a") == second
+    kept = await store.get("log", "1")
+    assert kept is not None
+    assert kept.value == b"e"
+    with pytest.raises(AlreadyExists):
+        await store.put("tenants", "a", b"3", revision=second.revision, after=entry)
+    assert await store.get("tenants", "a") == second
+
+
+async def test_a_deletion_comes_with_the_record_before_it(store: RecordStore) -> None:
+    await store.create("tenants", "a", b"1")
+    async with asyncio.timeout(20):
+        changes = store.watch("log")
+        assert await anext(changes) == CaughtUp()
+        for number in range(2):
+            # The second time there is nothing to delete, and the record comes all the same.
+            await store.delete("tenants", "a", after=NewRecord(bucket="log", key=str(number), value=b"e"))
+            change = await anext(changes)
+            assert isinstance(change, Record)
+            assert change.key == str(number)
+    assert await store.get("tenants", "a") is None
+    with pytest.raises(AlreadyExists):
+        await store.delete("tenants", "a", after=NewRecord(bucket="log", key="0", value=b"x"))
+
+
+async def test_a_store_that_commits_together_writes_nothing_of_a_refused_write(store: RecordStore) -> None:
+    first = await store.create("tenants", "a", b"1")
+    entry = NewRecord(bucket="log", key="1", value=b"e")
+    with pytest.raises(Conflict):
+        await store.put("tenants", "a", b"2", revision=first.revision + 100, after=entry)
+    assert (await store.get("log", "1") is None) == commits_together(store)
 
 
 async def test_of_many_with_the_same_record_before_theirs_one_wins(store: RecordStore) -> None:

@@ -27,6 +27,7 @@ from services.gateway.domain.workers import (
     WorkerStatus,
     catalog_of,
 )
+from tests.fakes.audit import audit_log
 from tests.fakes.fleet import FakeClock, annotation, plan_of
 from tests.fakes.memory_store import MemoryStore
 
@@ -229,7 +230,9 @@ class FakeGateway:
         self.probe = FakeProbe()
         self.ready = True
         clock = FakeClock()
-        self.quotas = Quotas(Records(MemoryStore(), clock), clock, GatewaySettings())
+        store = Records(MemoryStore(), clock)
+        self.audit = audit_log(store, clock)
+        self.quotas = Quotas(store, clock, GatewaySettings(), self.audit)
 
 
 def a_job(id_: str, *, new: NewJob | None = None, request_id: str = "", priority: int = 0) -> Job:

@@ -115,12 +115,12 @@ class RpcWorker:
         width_px, height_px = size_in_request(task.request)
         data = result(width_px, height_px, task.name.encode())
         parts = [
-            blobs_pb2.WriteBlobRequest(header=blobs_pb2.WriteBlobHeader(size_bytes=len(data))),
+            blobs_pb2.WriteBlobRequest(header=blobs_pb2.WriteBlobHeader(scope=task.scope, size_bytes=len(data))),
             blobs_pb2.WriteBlobRequest(chunk=data),
         ]
         written = await self.blobs.WriteBlob(iter(parts), timeout=CALL_LIMIT_S, wait_for_ready=True)
         output = queue_pb2.Output(
-            blob=common_pb2.Blob(digest=written.blob.digest), width_px=width_px, height_px=height_px
+            blob=common_pb2.Blob(scope=task.scope, digest=written.blob.digest), width_px=width_px, height_px=height_px
         )
         request = queue_pb2.CompleteTaskRequest(lease_token=task.lease_token, outputs=[output])
         await self.queue.CompleteTask(request, timeout=CALL_LIMIT_S, wait_for_ready=True)

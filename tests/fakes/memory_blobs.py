@@ -5,6 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 
 from fanlight.contract.names import digest_of
 from fanlight.errors import InvalidField, NotFound, OutOfRange, ResourceExhausted, TooLarge
+from services.gateway.ports import Erased
 from services.kernel.blobs import BlobInfo, Keep, media_type_of
 
 CHUNK_BYTES = 256 * 1024
@@ -89,6 +90,12 @@ class MemoryBlobs:
 
     async def delete(self, scope: str, digest: str) -> None:
         self.used_bytes -= len(self._kept.pop((scope, digest), b""))
+
+    async def erase(self, scope: str) -> Erased:
+        found = [key for key in self._kept if key[0] == scope]
+        for key in found:
+            await self.delete(*key)
+        return Erased(blobs=len(found), remaining=0)
 
     async def sweep(self, *, older_than_s: float, now_s: float, keep: Keep) -> int:
         swept = 0

@@ -13,6 +13,10 @@ class MemoryStore:
         self._revision = 0
         self._watchers = Watchers()
 
+    @property
+    def commits_together(self) -> bool:
+        return True
+
     def close(self) -> None:
         self._watchers.close()
 
@@ -27,13 +31,24 @@ class MemoryStore:
     async def get(self, bucket: str, key: str) -> Record | None:
         return self._buckets.get(bucket, {}).get(key)
 
-    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+    async def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Record:
         present = self._buckets.get(bucket, {}).get(key)
         if present is None or present.revision != revision:
             raise Conflict(f"{bucket}/{key} has changed")
+        self._set_before(after)
         return self._set(bucket, key, value)
 
-    async def delete(self, bucket: str, key: str) -> None:
+    def _set_before(self, after: NewRecord | None) -> None:
+        if after is None:
+            return
+        if after.key in self._buckets.get(after.bucket, {}):
+            raise AlreadyExists(f"{after.bucket}/{after.key} exists")
+        self._set(after.bucket, after.key, after.value)
+
+    async def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> None:
+        self._set_before(after)
         if self._buckets.get(bucket, {}).pop(key, None) is not None:
             self._watchers.notify(bucket, Deleted(key=key))
 

@@ -30,13 +30,15 @@ class MoodyStore(MemoryStore):
         await self._mood(writes=False)
         return await super().get(bucket, key)
 
-    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+    async def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Record:
         await self._mood(writes=True)
-        return await super().put(bucket, key, value, revision=revision)
+        return await super().put(bucket, key, value, revision=revision, after=after)
 
-    async def delete(self, bucket: str, key: str) -> None:
+    async def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> None:
         await self._mood(writes=True)
-        await super().delete(bucket, key)
+        await super().delete(bucket, key, after=after)
 
     async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
         await self._mood(writes=False)

@@ -1,6 +1,7 @@
 """BlobService for clients alone: no node has a lease."""
 
 import os
+from typing import Any
 
 from services.gateway.app.job_store import JobStore
 from services.gateway.app.lease_rights import LeaseRights
@@ -14,6 +15,7 @@ from services.gateway.domain.progress import StallLimits
 from services.gateway.rpc.blobs import BlobService
 from services.gateway.rpc.principals import Principals
 from services.kernel.blobs import BlobStore
+from tests.fakes.audit import audit_log
 from tests.fakes.fleet import FakeClock
 from tests.fakes.memory_store import MemoryStore
 
@@ -21,12 +23,16 @@ from tests.fakes.memory_store import MemoryStore
 def clients_alone(callers: Callers) -> tuple[Principals, LeaseRights]:
     clock = FakeClock()
     store = Records(MemoryStore(), clock)
-    nodes = Nodes(store, clock, os.urandom, credential_ttl_s=600.0)
+    nodes = Nodes(store, clock, os.urandom, audit_log(store, clock), credential_ttl_s=600.0)
     stall = StallLimits(factor=40.0, floor_s=120.0, first_s=1_800.0, longest_s=3_600.0)
     leases = LeaseTable(clock, ttl_s=20.0, stall=stall)
     return Principals(callers, "", nodes), LeaseRights(JobStore(store), leases, nodes, lambda job, task: ())
 
 
 def blobs_of_clients(blobs: BlobStore, callers: Callers) -> BlobService:
-    quotas = Quotas(Records(MemoryStore(), FakeClock()), FakeClock(), GatewaySettings())
-    return BlobService(blobs, *clients_alone(callers), quotas)
+    """Without jobs, and so without deletions."""
+    store, clock = Records(MemoryStore(), FakeClock()), FakeClock()
+    log = audit_log(store, clock)
+    quotas = Quotas(store, clock, GatewaySettings(), log)
+    deletions: Any = None
+    return BlobService(blobs, *clients_alone(callers), quotas, deletions, log)

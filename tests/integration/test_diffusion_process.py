@@ -56,6 +56,8 @@ def process(models: Path, **environment: str) -> Iterator[tuple[subprocess.Popen
         "FANLIGHT_DIFFUSION_THREADS": "1",
         "FANLIGHT_DIFFUSION_SLOTS": str(SLOTS),
         "OMP_NUM_THREADS": "1",
+        # So that nothing can be fetched that a request needs, such as a safety checker.
+        "FANLIGHT_WEIGHTS_OFFLINE": "true",
         **environment,
     }
     command = [sys.executable, "-m", "services.diffusion"]

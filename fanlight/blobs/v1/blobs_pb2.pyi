@@ -261,3 +261,38 @@ class HasBlobsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["digests", b"digests"]) -> None: ...
 
 Global___HasBlobsResponse: typing_extensions.TypeAlias = HasBlobsResponse
+
+@typing.final
+class DeleteBlobRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    scope: builtins.str
+    """Empty: the caller's own."""
+    digest: builtins.str
+    def __init__(
+        self,
+        *,
+        scope: builtins.str = ...,
+        digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "scope", b"scope"]) -> None: ...
+
+Global___DeleteBlobRequest: typing_extensions.TypeAlias = DeleteBlobRequest
+
+@typing.final
+class DeleteBlobResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BLOBS_FIELD_NUMBER: builtins.int
+    blobs: builtins.int
+    """How many blobs were deleted, it included."""
+    def __init__(
+        self,
+        *,
+        blobs: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blobs", b"blobs"]) -> None: ...
+
+Global___DeleteBlobResponse: typing_extensions.TypeAlias = DeleteBlobResponse

@@ -60,6 +60,11 @@ class BlobServiceStub(object):
                 request_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.HasBlobsRequest.SerializeToString,
                 response_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.HasBlobsResponse.FromString,
                 _registered_method=True)
+        self.DeleteBlob = channel.unary_unary(
+                '/fanlight.blobs.v1.BlobService/DeleteBlob',
+                request_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.DeleteBlobRequest.SerializeToString,
+                response_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.DeleteBlobResponse.FromString,
+                _registered_method=True)
 
 
 class BlobServiceServicer(object):
@@ -110,6 +115,14 @@ class BlobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteBlob(self, request, context):
+        """Deletes a blob, the control images that were made of it and are cached, and the cache's entries.
+        NOT_FOUND: no such blob. FAILED_PRECONDITION: an open job needs it, which the message names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BlobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +150,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.HasBlobs,
                     request_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.HasBlobsRequest.FromString,
                     response_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.HasBlobsResponse.SerializeToString,
+            ),
+            'DeleteBlob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBlob,
+                    request_deserializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.DeleteBlobRequest.FromString,
+                    response_serializer=fanlight_dot_blobs_dot_v1_dot_blobs__pb2.DeleteBlobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -275,6 +293,33 @@ class BlobService(object):
             '/fanlight.blobs.v1.BlobService/HasBlobs',
             fanlight_dot_blobs_dot_v1_dot_blobs__pb2.HasBlobsRequest.SerializeToString,
             fanlight_dot_blobs_dot_v1_dot_blobs__pb2.HasBlobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.blobs.v1.BlobService/DeleteBlob',
+            fanlight_dot_blobs_dot_v1_dot_blobs__pb2.DeleteBlobRequest.SerializeToString,
+            fanlight_dot_blobs_dot_v1_dot_blobs__pb2.DeleteBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

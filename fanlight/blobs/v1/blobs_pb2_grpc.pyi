@@ -105,7 +105,23 @@ _BlobServiceHasBlobsType = typing_extensions.TypeVar(
     ],
 )
 
-class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceReadBlobType, _BlobServicePrepareUploadType, _BlobServicePrepareReadType, _BlobServiceHasBlobsType]):
+_BlobServiceDeleteBlobType = typing_extensions.TypeVar(
+    '_BlobServiceDeleteBlobType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.DeleteBlobRequest,
+        fanlight.blobs.v1.blobs_pb2.DeleteBlobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.DeleteBlobRequest,
+        fanlight.blobs.v1.blobs_pb2.DeleteBlobResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.DeleteBlobRequest,
+        fanlight.blobs.v1.blobs_pb2.DeleteBlobResponse,
+    ],
+)
+
+class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceReadBlobType, _BlobServicePrepareUploadType, _BlobServicePrepareReadType, _BlobServiceHasBlobsType, _BlobServiceDeleteBlobType]):
     """Stores bytes by their sha256. Clients and workers may both call it."""
 
     @typing.overload
@@ -130,6 +146,10 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
             fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
             fanlight.blobs.v1.blobs_pb2.HasBlobsResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.blobs.v1.blobs_pb2.DeleteBlobRequest,
+            fanlight.blobs.v1.blobs_pb2.DeleteBlobResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -153,6 +173,10 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
         grpc.aio.UnaryUnaryMultiCallable[
             fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
             fanlight.blobs.v1.blobs_pb2.HasBlobsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.blobs.v1.blobs_pb2.DeleteBlobRequest,
+            fanlight.blobs.v1.blobs_pb2.DeleteBlobResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -184,6 +208,11 @@ class BlobServiceStub(typing.Generic[_BlobServiceWriteBlobType, _BlobServiceRead
     HasBlobs: _BlobServiceHasBlobsType
     """Returns which of the digests are stored. At most 1,000 digests a call."""
 
+    DeleteBlob: _BlobServiceDeleteBlobType
+    """Deletes a blob, the control images that were made of it and are cached, and the cache's entries.
+    NOT_FOUND: no such blob. FAILED_PRECONDITION: an open job needs it, which the message names.
+    """
+
 BlobServiceAsyncStub: typing_extensions.TypeAlias = BlobServiceStub[
     grpc.aio.StreamUnaryMultiCallable[
         fanlight.blobs.v1.blobs_pb2.WriteBlobRequest,
@@ -204,6 +233,10 @@ BlobServiceAsyncStub: typing_extensions.TypeAlias = BlobServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         fanlight.blobs.v1.blobs_pb2.HasBlobsRequest,
         fanlight.blobs.v1.blobs_pb2.HasBlobsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.blobs.v1.blobs_pb2.DeleteBlobRequest,
+        fanlight.blobs.v1.blobs_pb2.DeleteBlobResponse,
     ],
 ]
 
@@ -262,5 +295,15 @@ class BlobServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fanlight.blobs.v1.blobs_pb2.HasBlobsResponse, collections.abc.Awaitable[fanlight.blobs.v1.blobs_pb2.HasBlobsResponse]]:
         """Returns which of the digests are stored. At most 1,000 digests a call."""
+
+    @abc.abstractmethod
+    def DeleteBlob(
+        self,
+        request: fanlight.blobs.v1.blobs_pb2.DeleteBlobRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.blobs.v1.blobs_pb2.DeleteBlobResponse, collections.abc.Awaitable[fanlight.blobs.v1.blobs_pb2.DeleteBlobResponse]]:
+        """Deletes a blob, the control images that were made of it and are cached, and the cache's entries.
+        NOT_FOUND: no such blob. FAILED_PRECONDITION: an open job needs it, which the message names.
+        """
 
 def add_BlobServiceServicer_to_server(servicer: BlobServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

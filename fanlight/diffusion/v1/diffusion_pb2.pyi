@@ -145,7 +145,7 @@ class Model(google.protobuf.message.Message):
     sha256: builtins.str
     """Of its weights, 64 lower-case hexadecimal digits; empty while unknown."""
     text_encoder_layers: builtins.int
-    """For a checkpoint: the largest `clip_skip`; 0 while unknown."""
+    """For a checkpoint: the largest `clip_skip` and `sdxl_clip_skip`; 0 while unknown."""
     note: builtins.str
     """What is unusual about it, in a sentence; empty where nothing is."""
     @property
@@ -346,7 +346,7 @@ class GenerateRequest(google.protobuf.message.Message):
     quality: builtins.int
     """Of webp and jpeg, 1 to 100; webp with 100 is lossless. Absent means 90."""
     safety_checker: builtins.str
-    """`off`, `flag`, `blur` or `block`; empty means the worker's setting."""
+    """`off`, `flag`, `blur` or `block`; empty means the worker's setting. The operator's policy may make it stricter."""
     strict: builtins.bool
     """Run alone, not in a batch with other images, so that the same device gives the same bits every time."""
     count: builtins.int

@@ -180,6 +180,7 @@ class Job(google.protobuf.message.Message):
     REDRIVES_FIELD_NUMBER: builtins.int
     POOL_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
     ESTIMATE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`jobs/{id}`."""
@@ -226,6 +227,10 @@ class Job(google.protobuf.message.Message):
         """
 
     @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the operator's moderation said of the request."""
+
+    @property
     def estimate(self) -> Global___JobEstimate:
         """When it should be ready; absent once the job has ended, and if it cannot be estimated."""
 
@@ -252,10 +257,11 @@ class Job(google.protobuf.message.Message):
         redrives: builtins.int = ...,
         pool: builtins.str = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
         estimate: Global___JobEstimate | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["annotation", b"annotation", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "request", b"request", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "images", b"images", "name", b"name", "pool", b"pool", "priority", b"priority", "redrives", b"redrives", "request", b"request", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "warnings", b"warnings", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["annotation", b"annotation", "control_images", b"control_images", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "estimate", b"estimate", "failure", b"failure", "generation", b"generation", "images", b"images", "labels", b"labels", "name", b"name", "pool", b"pool", "priority", b"priority", "redrives", b"redrives", "request", b"request", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tasks", b"tasks", "tenant", b"tenant", "warnings", b"warnings", "webhook_url", b"webhook_url", "work", b"work"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["generation", "annotation", "request"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
@@ -274,6 +280,7 @@ class Image(google.protobuf.message.Message):
     NSFW_FIELD_NUMBER: builtins.int
     PROVENANCE_JSON_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
     seed: builtins.int
     width_px: builtins.int
     height_px: builtins.int
@@ -293,6 +300,10 @@ class Image(google.protobuf.message.Message):
         at most 16.
         """
 
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the operator's moderation said of it."""
+
     def __init__(
         self,
         *,
@@ -304,9 +315,10 @@ class Image(google.protobuf.message.Message):
         nsfw: builtins.bool | None = ...,
         provenance_json: builtins.str = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "nsfw", b"nsfw", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "task", b"task", "warnings", b"warnings", "width_px", b"width_px"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_nsfw", b"_nsfw", "_seed", b"_seed", "blob", b"blob", "height_px", b"height_px", "labels", b"labels", "nsfw", b"nsfw", "provenance_json", b"provenance_json", "seed", b"seed", "task", b"task", "warnings", b"warnings", "width_px", b"width_px"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_nsfw", b"_nsfw"]) -> typing.Literal["nsfw"] | None: ...
     @typing.overload
@@ -356,6 +368,8 @@ class Task(google.protobuf.message.Message):
         STATE_SUCCEEDED: Task._State.ValueType  # 4
         STATE_FAILED: Task._State.ValueType  # 5
         STATE_CANCELLED: Task._State.ValueType  # 6
+        STATE_JUDGING: Task._State.ValueType  # 7
+        """Its result is stored and waits for the operator's moderation."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Task.State.ValueType  # 0
@@ -365,6 +379,8 @@ class Task(google.protobuf.message.Message):
     STATE_SUCCEEDED: Task.State.ValueType  # 4
     STATE_FAILED: Task.State.ValueType  # 5
     STATE_CANCELLED: Task.State.ValueType  # 6
+    STATE_JUDGING: Task.State.ValueType  # 7
+    """Its result is stored and waits for the operator's moderation."""
 
     NUMBER_FIELD_NUMBER: builtins.int
     STAGE_FIELD_NUMBER: builtins.int
@@ -594,6 +610,44 @@ class CancelJobRequest(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
 
 Global___CancelJobRequest: typing_extensions.TypeAlias = CancelJobRequest
+
+@typing.final
+class DeleteJobRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___DeleteJobRequest: typing_extensions.TypeAlias = DeleteJobRequest
+
+@typing.final
+class DeleteJobResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    BLOBS_FIELD_NUMBER: builtins.int
+    SHARED_BLOBS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    blobs: builtins.int
+    """How many blobs were deleted with it."""
+    shared_blobs: builtins.int
+    """How many of its results stay, because another job of the tenant uses them."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        blobs: builtins.int = ...,
+        shared_blobs: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blobs", b"blobs", "name", b"name", "shared_blobs", b"shared_blobs"]) -> None: ...
+
+Global___DeleteJobResponse: typing_extensions.TypeAlias = DeleteJobResponse
 
 @typing.final
 class WatchJobRequest(google.protobuf.message.Message):
@@ -1058,7 +1112,7 @@ class JobEstimate(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     LINK_BPS_FIELD_NUMBER: builtins.int
     tasks_ahead: builtins.int
-    """Tasks with the same checkpoint, or of the same kind, before its first waiting task."""
+    """The tenant's own tasks with the same checkpoint, or of the same kind, before its first waiting task."""
     ready_s: builtins.float
     """Seconds until all its tasks should be done."""
     fetch_bytes: builtins.int

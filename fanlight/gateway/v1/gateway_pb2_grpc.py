@@ -60,6 +60,11 @@ class JobServiceStub(object):
                 request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.FromString,
                 _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/fanlight.gateway.v1.JobService/DeleteJob',
+                request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
         self.ExplainJob = channel.unary_unary(
                 '/fanlight.gateway.v1.JobService/ExplainJob',
                 request_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.ExplainJobRequest.SerializeToString,
@@ -117,6 +122,7 @@ class JobServiceServicer(object):
         INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
         ALREADY_EXISTS: the `request_id` was used with other content.
         RESOURCE_EXHAUSTED: too many tasks are waiting (with a retry delay).
+        PERMISSION_DENIED (CONTENT_BLOCKED): the operator's moderation refuses what is asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +153,15 @@ class JobServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Cancels a job's unfinished tasks. Cancelling an ended job changes nothing and returns it.
+        NOT_FOUND: no such job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Deletes a job for good, with its results that no other job of the tenant uses, its request id, dead letters and
+        webhook deliveries. A running job is cancelled first. The images that the request named stay; see DeleteBlob.
         NOT_FOUND: no such job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -250,6 +265,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CancelJobRequest.FromString,
                     response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.DeleteJobRequest.FromString,
+                    response_serializer=fanlight_dot_gateway_dot_v1_dot_gateway__pb2.DeleteJobResponse.SerializeToString,
             ),
             'ExplainJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainJob,
@@ -433,6 +453,33 @@ class JobService(object):
             '/fanlight.gateway.v1.JobService/CancelJob',
             fanlight_dot_gateway_dot_v1_dot_gateway__pb2.CancelJobRequest.SerializeToString,
             fanlight_dot_gateway_dot_v1_dot_gateway__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fanlight.gateway.v1.JobService/DeleteJob',
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.DeleteJobRequest.SerializeToString,
+            fanlight_dot_gateway_dot_v1_dot_gateway__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

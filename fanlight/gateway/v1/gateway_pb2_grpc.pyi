@@ -105,6 +105,22 @@ _JobServiceCancelJobType = typing_extensions.TypeVar(
     ],
 )
 
+_JobServiceDeleteJobType = typing_extensions.TypeVar(
+    '_JobServiceDeleteJobType',
+    grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.DeleteJobRequest,
+        fanlight.gateway.v1.gateway_pb2.DeleteJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.DeleteJobRequest,
+        fanlight.gateway.v1.gateway_pb2.DeleteJobResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.DeleteJobRequest,
+        fanlight.gateway.v1.gateway_pb2.DeleteJobResponse,
+    ],
+)
+
 _JobServiceExplainJobType = typing_extensions.TypeVar(
     '_JobServiceExplainJobType',
     grpc.UnaryUnaryMultiCallable[
@@ -249,7 +265,7 @@ _JobServiceListWorkersType = typing_extensions.TypeVar(
     ],
 )
 
-class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJobsType, _JobServiceGetJobType, _JobServiceListJobsType, _JobServiceCancelJobType, _JobServiceExplainJobType, _JobServiceWatchJobType, _JobServiceGetWebhookType, _JobServiceListDeadLettersType, _JobServiceGetDeadLetterType, _JobServiceRedriveDeadLetterType, _JobServiceListAnnotatorsType, _JobServiceListModelsType, _JobServiceListWorkersType]):
+class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJobsType, _JobServiceGetJobType, _JobServiceListJobsType, _JobServiceCancelJobType, _JobServiceDeleteJobType, _JobServiceExplainJobType, _JobServiceWatchJobType, _JobServiceGetWebhookType, _JobServiceListDeadLettersType, _JobServiceGetDeadLetterType, _JobServiceRedriveDeadLetterType, _JobServiceListAnnotatorsType, _JobServiceListModelsType, _JobServiceListWorkersType]):
     """The clients' API: jobs, dead letters, and what the fleet offers."""
 
     @typing.overload
@@ -273,6 +289,10 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
         grpc.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.CancelJobRequest,
             fanlight.gateway.v1.gateway_pb2.Job,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.DeleteJobRequest,
+            fanlight.gateway.v1.gateway_pb2.DeleteJobResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
@@ -335,6 +355,10 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
             fanlight.gateway.v1.gateway_pb2.Job,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            fanlight.gateway.v1.gateway_pb2.DeleteJobRequest,
+            fanlight.gateway.v1.gateway_pb2.DeleteJobResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
             fanlight.gateway.v1.gateway_pb2.JobExplanation,
         ],
@@ -378,6 +402,7 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
     INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
     ALREADY_EXISTS: the `request_id` was used with other content.
     RESOURCE_EXHAUSTED: too many tasks are waiting (with a retry delay).
+    PERMISSION_DENIED (CONTENT_BLOCKED): the operator's moderation refuses what is asked for.
     """
 
     CreateJobs: _JobServiceCreateJobsType
@@ -395,6 +420,12 @@ class JobServiceStub(typing.Generic[_JobServiceCreateJobType, _JobServiceCreateJ
 
     CancelJob: _JobServiceCancelJobType
     """Cancels a job's unfinished tasks. Cancelling an ended job changes nothing and returns it.
+    NOT_FOUND: no such job.
+    """
+
+    DeleteJob: _JobServiceDeleteJobType
+    """Deletes a job for good, with its results that no other job of the tenant uses, its request id, dead letters and
+    webhook deliveries. A running job is cancelled first. The images that the request named stay; see DeleteBlob.
     NOT_FOUND: no such job.
     """
 
@@ -460,6 +491,10 @@ JobServiceAsyncStub: typing_extensions.TypeAlias = JobServiceStub[
         fanlight.gateway.v1.gateway_pb2.Job,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        fanlight.gateway.v1.gateway_pb2.DeleteJobRequest,
+        fanlight.gateway.v1.gateway_pb2.DeleteJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         fanlight.gateway.v1.gateway_pb2.ExplainJobRequest,
         fanlight.gateway.v1.gateway_pb2.JobExplanation,
     ],
@@ -511,6 +546,7 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         INVALID_ARGUMENT: a field is wrong. NOT_FOUND: no such annotator, model, ControlNet, scheduler or blob.
         ALREADY_EXISTS: the `request_id` was used with other content.
         RESOURCE_EXHAUSTED: too many tasks are waiting (with a retry delay).
+        PERMISSION_DENIED (CONTENT_BLOCKED): the operator's moderation refuses what is asked for.
         """
 
     @abc.abstractmethod
@@ -548,6 +584,17 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.Job, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.Job]]:
         """Cancels a job's unfinished tasks. Cancelling an ended job changes nothing and returns it.
+        NOT_FOUND: no such job.
+        """
+
+    @abc.abstractmethod
+    def DeleteJob(
+        self,
+        request: fanlight.gateway.v1.gateway_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fanlight.gateway.v1.gateway_pb2.DeleteJobResponse, collections.abc.Awaitable[fanlight.gateway.v1.gateway_pb2.DeleteJobResponse]]:
+        """Deletes a job for good, with its results that no other job of the tenant uses, its request id, dead letters and
+        webhook deliveries. A running job is cancelled first. The images that the request named stay; see DeleteBlob.
         NOT_FOUND: no such job.
         """
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fanlight/tenants/v1/tenants.proto\x12\x13\x66\x61nlight.tenants.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x02\n\x0cTenantLimits\x12\x1a\n\rwaiting_tasks\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0erequests_per_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07streams\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x14\n\x07uploads\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x17\n\nblob_bytes\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x15\n\x08webhooks\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x19\n\x0chistory_jobs\x18\x07 \x01(\x04H\x06\x88\x01\x01\x12\x16\n\thistory_s\x18\x08 \x01(\x01H\x07\x88\x01\x01\x42\x10\n\x0e_waiting_tasksB\x11\n\x0f_requests_per_sB\n\n\x08_streamsB\n\n\x08_uploadsB\r\n\x0b_blob_bytesB\x0b\n\t_webhooksB\x0f\n\r_history_jobsB\x0c\n\n_history_s\"\xbd\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06limits\x18\x03 \x01(\x0b\x32!.fanlight.tenants.v1.TenantLimits\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x15\n\rservice_class\x18\x05 \x01(\r\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\"\xef\x01\n\x10SetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x06limits\x18\x02 \x01(\x0b\x32!.fanlight.tenants.v1.TenantLimits\x12\x14\n\x0c\x63lear_limits\x18\x03 \x03(\t\x12\x13\n\x06weight\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rservice_class\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04pool\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\x11\n\x04note\x18\x07 \x01(\tH\x03\x88\x01\x01\x42\t\n\x07_weightB\x10\n\x0e_service_classB\x07\n\x05_poolB\x07\n\x05_note\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListTenantsResponse\x12,\n\x07tenants\x18\x01 \x03(\x0b\x32\x1b.fanlight.tenants.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10GetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x0fGetQuotaRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"F\n\x05Quota\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12-\n\x05lines\x18\x02 \x03(\x0b\x32\x1e.fanlight.tenants.v1.QuotaLine\"F\n\tQuotaLine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x01\x12\x0c\n\x04used\x18\x03 \x01(\x01\x12\x0e\n\x06is_own\x18\x04 \x01(\x08\"#\n\x13\x44\x65leteTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x83\x01\n\x14\x44\x65leteTenantResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x18\n\x10is_key_destroyed\x18\x02 \x01(\x08\x12\x10\n\x08\x61pi_keys\x18\x03 \x01(\x04\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\r\n\x05\x62lobs\x18\x05 \x01(\x04\x12\x0f\n\x07remains\x18\x06 \x03(\t\"$\n\x14RotateDataKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x15RotateDataKeyResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"\x13\n\x11GetSealingRequest\"\xb3\x01\n\x07Sealing\x12\r\n\x05is_on\x18\x01 \x01(\x08\x12\r\n\x05vault\x18\x02 \x01(\t\x12\x12\n\nwrapped_by\x18\x03 \x01(\t\x12\x34\n\x07tenants\x18\x04 \x03(\x0b\x32#.fanlight.tenants.v1.TenantDataKeys\x12\x15\n\rclear_records\x18\x05 \x01(\x04\x12\x13\n\x0b\x63lear_blobs\x18\x06 \x01(\x04\x12\x14\n\x0clost_records\x18\x07 \x01(\x04\"y\n\x0eTenantDataKeys\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x02 \x01(\r\x12\r\n\x05older\x18\x03 \x01(\r\x12\x12\n\nwrapped_by\x18\x04 \x03(\t\x12\x14\n\x0cis_destroyed\x18\x05 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x06 \x01(\t2\x82\x05\n\rTenantService\x12O\n\tSetTenant\x12%.fanlight.tenants.v1.SetTenantRequest\x1a\x1b.fanlight.tenants.v1.Tenant\x12`\n\x0bListTenants\x12\'.fanlight.tenants.v1.ListTenantsRequest\x1a(.fanlight.tenants.v1.ListTenantsResponse\x12O\n\tGetTenant\x12%.fanlight.tenants.v1.GetTenantRequest\x1a\x1b.fanlight.tenants.v1.Tenant\x12L\n\x08GetQuota\x12$.fanlight.tenants.v1.GetQuotaRequest\x1a\x1a.fanlight.tenants.v1.Quota\x12\x63\n\x0c\x44\x65leteTenant\x12(.fanlight.tenants.v1.DeleteTenantRequest\x1a).fanlight.tenants.v1.DeleteTenantResponse\x12\x66\n\rRotateDataKey\x12).fanlight.tenants.v1.RotateDataKeyRequest\x1a*.fanlight.tenants.v1.RotateDataKeyResponse\x12R\n\nGetSealing\x12&.fanlight.tenants.v1.GetSealingRequest\x1a\x1c.fanlight.tenants.v1.Sealingb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fanlight/tenants/v1/tenants.proto\x12\x13\x66\x61nlight.tenants.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x02\n\x0cTenantLimits\x12\x1a\n\rwaiting_tasks\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0erequests_per_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07streams\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x14\n\x07uploads\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x17\n\nblob_bytes\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x15\n\x08webhooks\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x19\n\x0chistory_jobs\x18\x07 \x01(\x04H\x06\x88\x01\x01\x12\x16\n\thistory_s\x18\x08 \x01(\x01H\x07\x88\x01\x01\x42\x10\n\x0e_waiting_tasksB\x11\n\x0f_requests_per_sB\n\n\x08_streamsB\n\n\x08_uploadsB\r\n\x0b_blob_bytesB\x0b\n\t_webhooksB\x0f\n\r_history_jobsB\x0c\n\n_history_s\"\x99\x02\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06limits\x18\x03 \x01(\x0b\x32!.fanlight.tenants.v1.TenantLimits\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x15\n\rservice_class\x18\x05 \x01(\r\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12\x35\n\x08\x64\x65letion\x18\x08 \x01(\x0b\x32#.fanlight.tenants.v1.TenantDeletion\x12\x0e\n\x06policy\x18\x14 \x01(\t\x12\x13\n\x0bpolicy_pool\x18\x15 \x01(\t\"\xcb\x01\n\x0eTenantDeletion\x12.\n\nbegin_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07records\x18\x03 \x01(\x04\x12\r\n\x05\x62lobs\x18\x04 \x01(\x04\x12\x10\n\x08\x61pi_keys\x18\x05 \x01(\x04\x12\x18\n\x10is_key_destroyed\x18\x06 \x01(\x08\x12\x0f\n\x07remains\x18\x07 \x03(\t\"\xb9\x02\n\x10SetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x06limits\x18\x02 \x01(\x0b\x32!.fanlight.tenants.v1.TenantLimits\x12\x14\n\x0c\x63lear_limits\x18\x03 \x03(\t\x12\x13\n\x06weight\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rservice_class\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04pool\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\x11\n\x04note\x18\x07 \x01(\tH\x03\x88\x01\x01\x12\x13\n\x06policy\x18\x14 \x01(\tH\x04\x88\x01\x01\x12\x18\n\x0bpolicy_pool\x18\x15 \x01(\tH\x05\x88\x01\x01\x42\t\n\x07_weightB\x10\n\x0e_service_classB\x07\n\x05_poolB\x07\n\x05_noteB\t\n\x07_policyB\x0e\n\x0c_policy_pool\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListTenantsResponse\x12,\n\x07tenants\x18\x01 \x03(\x0b\x32\x1b.fanlight.tenants.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10GetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x0fGetQuotaRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"F\n\x05Quota\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12-\n\x05lines\x18\x02 \x03(\x0b\x32\x1e.fanlight.tenants.v1.QuotaLine\"F\n\tQuotaLine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x01\x12\x0c\n\x04used\x18\x03 \x01(\x01\x12\x0e\n\x06is_own\x18\x04 \x01(\x08\"#\n\x13\x44\x65leteTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x94\x01\n\x14\x44\x65leteTenantResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x18\n\x10is_key_destroyed\x18\x02 \x01(\x08\x12\x10\n\x08\x61pi_keys\x18\x03 \x01(\x04\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\r\n\x05\x62lobs\x18\x05 \x01(\x04\x12\x0f\n\x07remains\x18\x06 \x03(\t\x12\x0f\n\x07is_done\x18\x07 \x01(\x08\"$\n\x14RotateDataKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x15RotateDataKeyResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"\x13\n\x11GetSealingRequest\"\xb3\x01\n\x07Sealing\x12\r\n\x05is_on\x18\x01 \x01(\x08\x12\r\n\x05vault\x18\x02 \x01(\t\x12\x12\n\nwrapped_by\x18\x03 \x01(\t\x12\x34\n\x07tenants\x18\x04 \x03(\x0b\x32#.fanlight.tenants.v1.TenantDataKeys\x12\x15\n\rclear_records\x18\x05 \x01(\x04\x12\x13\n\x0b\x63lear_blobs\x18\x06 \x01(\x04\x12\x14\n\x0clost_records\x18\x07 \x01(\x04\"y\n\x0eTenantDataKeys\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x02 \x01(\r\x12\r\n\x05older\x18\x03 \x01(\r\x12\x12\n\nwrapped_by\x18\x04 \x03(\t\x12\x14\n\x0cis_destroyed\x18\x05 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x06 \x01(\t2\x82\x05\n\rTenantService\x12O\n\tSetTenant\x12%.fanlight.tenants.v1.SetTenantRequest\x1a\x1b.fanlight.tenants.v1.Tenant\x12`\n\x0bListTenants\x12\'.fanlight.tenants.v1.ListTenantsRequest\x1a(.fanlight.tenants.v1.ListTenantsResponse\x12O\n\tGetTenant\x12%.fanlight.tenants.v1.GetTenantRequest\x1a\x1b.fanlight.tenants.v1.Tenant\x12L\n\x08GetQuota\x12$.fanlight.tenants.v1.GetQuotaRequest\x1a\x1a.fanlight.tenants.v1.Quota\x12\x63\n\x0c\x44\x65leteTenant\x12(.fanlight.tenants.v1.DeleteTenantRequest\x1a).fanlight.tenants.v1.DeleteTenantResponse\x12\x66\n\rRotateDataKey\x12).fanlight.tenants.v1.RotateDataKeyRequest\x1a*.fanlight.tenants.v1.RotateDataKeyResponse\x12R\n\nGetSealing\x12&.fanlight.tenants.v1.GetSealingRequest\x1a\x1c.fanlight.tenants.v1.Sealingb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,35 +35,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANTLIMITS']._serialized_start=92
   _globals['_TENANTLIMITS']._serialized_end=426
   _globals['_TENANT']._serialized_start=429
-  _globals['_TENANT']._serialized_end=618
-  _globals['_SETTENANTREQUEST']._serialized_start=621
-  _globals['_SETTENANTREQUEST']._serialized_end=860
-  _globals['_LISTTENANTSREQUEST']._serialized_start=862
-  _globals['_LISTTENANTSREQUEST']._serialized_end=921
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=923
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=1015
-  _globals['_GETTENANTREQUEST']._serialized_start=1017
-  _globals['_GETTENANTREQUEST']._serialized_end=1049
-  _globals['_GETQUOTAREQUEST']._serialized_start=1051
-  _globals['_GETQUOTAREQUEST']._serialized_end=1084
-  _globals['_QUOTA']._serialized_start=1086
-  _globals['_QUOTA']._serialized_end=1156
-  _globals['_QUOTALINE']._serialized_start=1158
-  _globals['_QUOTALINE']._serialized_end=1228
-  _globals['_DELETETENANTREQUEST']._serialized_start=1230
-  _globals['_DELETETENANTREQUEST']._serialized_end=1265
-  _globals['_DELETETENANTRESPONSE']._serialized_start=1268
-  _globals['_DELETETENANTRESPONSE']._serialized_end=1399
-  _globals['_ROTATEDATAKEYREQUEST']._serialized_start=1401
-  _globals['_ROTATEDATAKEYREQUEST']._serialized_end=1437
-  _globals['_ROTATEDATAKEYRESPONSE']._serialized_start=1439
-  _globals['_ROTATEDATAKEYRESPONSE']._serialized_end=1494
-  _globals['_GETSEALINGREQUEST']._serialized_start=1496
-  _globals['_GETSEALINGREQUEST']._serialized_end=1515
-  _globals['_SEALING']._serialized_start=1518
-  _globals['_SEALING']._serialized_end=1697
-  _globals['_TENANTDATAKEYS']._serialized_start=1699
-  _globals['_TENANTDATAKEYS']._serialized_end=1820
-  _globals['_TENANTSERVICE']._serialized_start=1823
-  _globals['_TENANTSERVICE']._serialized_end=2465
+  _globals['_TENANT']._serialized_end=710
+  _globals['_TENANTDELETION']._serialized_start=713
+  _globals['_TENANTDELETION']._serialized_end=916
+  _globals['_SETTENANTREQUEST']._serialized_start=919
+  _globals['_SETTENANTREQUEST']._serialized_end=1232
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1234
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1293
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1295
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1387
+  _globals['_GETTENANTREQUEST']._serialized_start=1389
+  _globals['_GETTENANTREQUEST']._serialized_end=1421
+  _globals['_GETQUOTAREQUEST']._serialized_start=1423
+  _globals['_GETQUOTAREQUEST']._serialized_end=1456
+  _globals['_QUOTA']._serialized_start=1458
+  _globals['_QUOTA']._serialized_end=1528
+  _globals['_QUOTALINE']._serialized_start=1530
+  _globals['_QUOTALINE']._serialized_end=1600
+  _globals['_DELETETENANTREQUEST']._serialized_start=1602
+  _globals['_DELETETENANTREQUEST']._serialized_end=1637
+  _globals['_DELETETENANTRESPONSE']._serialized_start=1640
+  _globals['_DELETETENANTRESPONSE']._serialized_end=1788
+  _globals['_ROTATEDATAKEYREQUEST']._serialized_start=1790
+  _globals['_ROTATEDATAKEYREQUEST']._serialized_end=1826
+  _globals['_ROTATEDATAKEYRESPONSE']._serialized_start=1828
+  _globals['_ROTATEDATAKEYRESPONSE']._serialized_end=1883
+  _globals['_GETSEALINGREQUEST']._serialized_start=1885
+  _globals['_GETSEALINGREQUEST']._serialized_end=1904
+  _globals['_SEALING']._serialized_start=1907
+  _globals['_SEALING']._serialized_end=2086
+  _globals['_TENANTDATAKEYS']._serialized_start=2088
+  _globals['_TENANTDATAKEYS']._serialized_end=2209
+  _globals['_TENANTSERVICE']._serialized_start=2212
+  _globals['_TENANTSERVICE']._serialized_end=2854
 # @@protoc_insertion_point(module_scope)

@@ -92,6 +92,9 @@ class Tenant(google.protobuf.message.Message):
     SERVICE_CLASS_FIELD_NUMBER: builtins.int
     POOL_FIELD_NUMBER: builtins.int
     NOTE_FIELD_NUMBER: builtins.int
+    DELETION_FIELD_NUMBER: builtins.int
+    POLICY_FIELD_NUMBER: builtins.int
+    POLICY_POOL_FIELD_NUMBER: builtins.int
     name: builtins.str
     weight: builtins.float
     """Its share of the workers beside others', 0.01 to 100."""
@@ -101,11 +104,19 @@ class Tenant(google.protobuf.message.Message):
     """Its jobs go to nodes of this pool only; empty: any."""
     note: builtins.str
     """For people."""
+    policy: builtins.str
+    """What becomes of unsafe content at least: `off`, `flag`, `blur` or `block`; empty: the gateway's default."""
+    policy_pool: builtins.str
+    """While the policy is not off, its jobs go to nodes of this pool only, whose word on content counts. Empty: any."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def limits(self) -> Global___TenantLimits:
         """Its own; without those of the gateway."""
+
+    @property
+    def deletion(self) -> Global___TenantDeletion:
+        """Set once its deletion was asked for."""
 
     def __init__(
         self,
@@ -117,11 +128,56 @@ class Tenant(google.protobuf.message.Message):
         service_class: builtins.int = ...,
         pool: builtins.str = ...,
         note: builtins.str = ...,
+        deletion: Global___TenantDeletion | None = ...,
+        policy: builtins.str = ...,
+        policy_pool: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "limits", b"limits"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "limits", b"limits", "name", b"name", "note", b"note", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "deletion", b"deletion", "limits", b"limits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "deletion", b"deletion", "limits", b"limits", "name", b"name", "note", b"note", "policy", b"policy", "policy_pool", b"policy_pool", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> None: ...
 
 Global___Tenant: typing_extensions.TypeAlias = Tenant
+
+@typing.final
+class TenantDeletion(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BEGIN_TIME_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    RECORDS_FIELD_NUMBER: builtins.int
+    BLOBS_FIELD_NUMBER: builtins.int
+    API_KEYS_FIELD_NUMBER: builtins.int
+    IS_KEY_DESTROYED_FIELD_NUMBER: builtins.int
+    REMAINS_FIELD_NUMBER: builtins.int
+    records: builtins.int
+    """How many records and blobs were deleted so far, and API keys and sessions."""
+    blobs: builtins.int
+    api_keys: builtins.int
+    is_key_destroyed: builtins.bool
+    @property
+    def begin_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Unset while some of its data is still there; until then the name cannot be used."""
+
+    @property
+    def remains(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What is left, and what to do about it."""
+
+    def __init__(
+        self,
+        *,
+        begin_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        records: builtins.int = ...,
+        blobs: builtins.int = ...,
+        api_keys: builtins.int = ...,
+        is_key_destroyed: builtins.bool = ...,
+        remains: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["begin_time", b"begin_time", "end_time", b"end_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["api_keys", b"api_keys", "begin_time", b"begin_time", "blobs", b"blobs", "end_time", b"end_time", "is_key_destroyed", b"is_key_destroyed", "records", b"records", "remains", b"remains"]) -> None: ...
+
+Global___TenantDeletion: typing_extensions.TypeAlias = TenantDeletion
 
 @typing.final
 class SetTenantRequest(google.protobuf.message.Message):
@@ -134,12 +190,17 @@ class SetTenantRequest(google.protobuf.message.Message):
     SERVICE_CLASS_FIELD_NUMBER: builtins.int
     POOL_FIELD_NUMBER: builtins.int
     NOTE_FIELD_NUMBER: builtins.int
+    POLICY_FIELD_NUMBER: builtins.int
+    POLICY_POOL_FIELD_NUMBER: builtins.int
     name: builtins.str
     weight: builtins.float
     service_class: builtins.int
     pool: builtins.str
     note: builtins.str
     """At most 128 bytes."""
+    policy: builtins.str
+    """`off`, `flag`, `blur` or `block`; empty: the gateway's default."""
+    policy_pool: builtins.str
     @property
     def limits(self) -> Global___TenantLimits: ...
     @property
@@ -156,11 +217,17 @@ class SetTenantRequest(google.protobuf.message.Message):
         service_class: builtins.int | None = ...,
         pool: builtins.str | None = ...,
         note: builtins.str | None = ...,
+        policy: builtins.str | None = ...,
+        policy_pool: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_note", b"_note", "_pool", b"_pool", "_service_class", b"_service_class", "_weight", b"_weight", "limits", b"limits", "note", b"note", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_note", b"_note", "_pool", b"_pool", "_service_class", b"_service_class", "_weight", b"_weight", "clear_limits", b"clear_limits", "limits", b"limits", "name", b"name", "note", b"note", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_note", b"_note", "_policy", b"_policy", "_policy_pool", b"_policy_pool", "_pool", b"_pool", "_service_class", b"_service_class", "_weight", b"_weight", "limits", b"limits", "note", b"note", "policy", b"policy", "policy_pool", b"policy_pool", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_note", b"_note", "_policy", b"_policy", "_policy_pool", b"_policy_pool", "_pool", b"_pool", "_service_class", b"_service_class", "_weight", b"_weight", "clear_limits", b"clear_limits", "limits", b"limits", "name", b"name", "note", b"note", "policy", b"policy", "policy_pool", b"policy_pool", "pool", b"pool", "service_class", b"service_class", "weight", b"weight"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_note", b"_note"]) -> typing.Literal["note"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_policy", b"_policy"]) -> typing.Literal["policy"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_policy_pool", b"_policy_pool"]) -> typing.Literal["policy_pool"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_pool", b"_pool"]) -> typing.Literal["pool"] | None: ...
     @typing.overload
@@ -310,6 +377,7 @@ class DeleteTenantResponse(google.protobuf.message.Message):
     RECORDS_FIELD_NUMBER: builtins.int
     BLOBS_FIELD_NUMBER: builtins.int
     REMAINS_FIELD_NUMBER: builtins.int
+    IS_DONE_FIELD_NUMBER: builtins.int
     tenant: builtins.str
     is_key_destroyed: builtins.bool
     """No copy of its sealed data can be read any more."""
@@ -317,6 +385,8 @@ class DeleteTenantResponse(google.protobuf.message.Message):
     """How many API keys and sessions, records and blobs were deleted."""
     records: builtins.int
     blobs: builtins.int
+    is_done: builtins.bool
+    """False: the gateways go on with it."""
     @property
     def remains(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What is left, and what to do about it."""
@@ -330,8 +400,9 @@ class DeleteTenantResponse(google.protobuf.message.Message):
         records: builtins.int = ...,
         blobs: builtins.int = ...,
         remains: collections.abc.Iterable[builtins.str] | None = ...,
+        is_done: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["api_keys", b"api_keys", "blobs", b"blobs", "is_key_destroyed", b"is_key_destroyed", "records", b"records", "remains", b"remains", "tenant", b"tenant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["api_keys", b"api_keys", "blobs", b"blobs", "is_done", b"is_done", "is_key_destroyed", b"is_key_destroyed", "records", b"records", "remains", b"remains", "tenant", b"tenant"]) -> None: ...
 
 Global___DeleteTenantResponse: typing_extensions.TypeAlias = DeleteTenantResponse
 

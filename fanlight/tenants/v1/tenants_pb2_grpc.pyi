@@ -222,7 +222,9 @@ class TenantServiceStub(typing.Generic[_TenantServiceSetTenantType, _TenantServi
 
     DeleteTenant: _TenantServiceDeleteTenantType
     """Deletes a tenant with its API keys, jobs, dead letters, webhooks, cached images and blobs, and destroys its data
-    key, so that no copy of its sealed data can be read. Calling it again is no error. For operators.
+    key, so that no copy of its sealed data can be read. Its callers and leases end at once; the rest is deleted in
+    steps, by any gateway, also after a crash. `is_done` says whether the last step is done; GetTenant shows how far it
+    is. Calling it again is no error. For operators.
     FAILED_PRECONDITION: it is the operator's own.
     """
 
@@ -313,7 +315,9 @@ class TenantServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse, collections.abc.Awaitable[fanlight.tenants.v1.tenants_pb2.DeleteTenantResponse]]:
         """Deletes a tenant with its API keys, jobs, dead letters, webhooks, cached images and blobs, and destroys its data
-        key, so that no copy of its sealed data can be read. Calling it again is no error. For operators.
+        key, so that no copy of its sealed data can be read. Its callers and leases end at once; the rest is deleted in
+        steps, by any gateway, also after a crash. `is_done` says whether the last step is done; GetTenant shows how far it
+        is. Calling it again is no error. For operators.
         FAILED_PRECONDITION: it is the operator's own.
         """
 

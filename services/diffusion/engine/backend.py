@@ -40,7 +40,7 @@ _MANY_THREADS_ABOVE = 2e10
 class TorchBackend:
     def __init__(self, models: ModelManager, *, threads: int, safety: SafetyChecker | None = None) -> None:
         """`threads`: 0 chooses by the work, see `ThreadCount`."""
-        self._safety = safety or SafetyChecker(None)
+        self._safety = safety or SafetyChecker(lambda: None)
         self._models = models
         self._threads = ThreadCount(threads)
         self._conditioning = ConditioningCache()
@@ -75,21 +75,23 @@ class TorchBackend:
         """In float32. The error of the number type that was tried first, where there is no memory for that."""
         row = cast(Row, state)
         generation = row.generation
-        log.warning("nan_tried_in_float32", part="unet", model=generation.model, dtype=str(row.checkpoint.dtype)[6:])
+        log.warning("nan_tried_in_float32", part="unet", model=generation.model, dtype=_name(row.checkpoint.dtype))
         try:
             with self._device_faults(generation):
-                return self._oom.retry_after_release(lambda: self._begin(generation, in_float32=True), "begin again")
+                said = (f"the model gave NaN in {_name(row.checkpoint.dtype)}; the image was made again in float32",)
+                return self._oom.retry_after_release(lambda: self._begin(generation, again=said), "begin again")
         except ResourceExhausted as error:
             raise _nan_error(row) from error
 
-    def _begin(self, generation: Generation, *, in_float32: bool = False) -> Row:
-        checkpoint = assemble(self._models, generation, in_float32=in_float32)
+    def _begin(self, generation: Generation, *, again: tuple[str, ...] = ()) -> Row:
+        """`again`: why it is begun again, in float32."""
+        checkpoint = assemble(self._models, generation, in_float32=bool(again))
         self._threads.set_for(generation, checkpoint)
         with deterministic(generation.strict):
             with blames(generation.checkpoint):
                 conditioning = self._conditioning.get(generation, checkpoint)
             controls = control_rows(generation, checkpoint, list(checkpoint.nets), self._controls)
-            return Row(generation, checkpoint, conditioning, controls)
+            return Row(generation, checkpoint, conditioning, controls, warnings=again)
 
     @torch.inference_mode()
     def advance(self, states: Sequence[RequestState]) -> list[StepResult]:
@@ -124,7 +126,7 @@ class TorchBackend:
     def _finish(self, row: Row) -> DeviceResult:
         checkpoint = row.checkpoint
         with deterministic(row.generation.strict), blames(row.generation.vae_entry):
-            pixels, checkpoint = self._decode(row)
+            pixels, checkpoint, said = self._decode(row)
         parts = (checkpoint.unet, checkpoint.vae, *(text.encoder for text in checkpoint.texts), *checkpoint.nets)
         nsfw = None
         if row.generation.safety_checker is not Safety.OFF:
@@ -133,22 +135,23 @@ class TorchBackend:
             pixels=pixels,
             nsfw=nsfw,
             device=self._models.device_name,
-            dtype=str(checkpoint.dtype)[6:],
-            warnings=(*checkpoint.warnings, *leftovers_of(parts)),
-            vae_dtype=str(checkpoint.vae.dtype)[6:],
+            dtype=_name(checkpoint.dtype),
+            warnings=(*row.warnings, *said, *checkpoint.warnings, *leftovers_of(parts)),
+            vae_dtype=_name(checkpoint.vae.dtype),
         )
 
-    def _decode(self, row: Row) -> tuple[Pixels, Checkpoint]:
-        """The pixels, and the checkpoint that made them: with its VAE in float32 where a shorter type gave NaN."""
+    def _decode(self, row: Row) -> tuple[Pixels, Checkpoint, tuple[str, ...]]:
+        """The pixels, the checkpoint that made them, and a warning where a VAE in float32 had to."""
         checkpoint = row.checkpoint
         try:
-            return decode_image(checkpoint, row.latents), checkpoint
+            return decode_image(checkpoint, row.latents), checkpoint, ()
         except ModelGaveNaN:
             if checkpoint.vae.dtype == torch.float32:
                 raise
             log.warning("nan_tried_in_float32", part="vae", model=row.generation.model)
             again = self._models.with_vae_in_float32(checkpoint, row.generation.vae)
-            return decode_image(again, row.latents), again
+            said = f"the VAE gave NaN in {_name(checkpoint.vae.dtype)}; it decoded again in float32"
+            return decode_image(again, row.latents), again, (said,)
 
     def _release(self) -> None:
         """Drop from the device all that no running image uses."""
@@ -172,6 +175,11 @@ def assemble(models: ModelManager, generation: Generation, *, in_float32: bool =
         work_bytes=vram_estimate_bytes(generation, _FLOAT32_BYTES if in_float32 else models.number_bytes),
         in_float32=in_float32,
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    """Such as `float16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _nan_error(row: Row) -> FanlightError:

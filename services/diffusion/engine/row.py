@@ -73,8 +73,12 @@ class Row:
         checkpoint: Checkpoint,
         conditioning: RowConditioning,
         controls: list[ControlRow],
+        *,
+        warnings: tuple[str, ...] = (),
     ) -> None:
+        """`warnings`: what was done otherwise to begin it, in sentences."""
         self.generation = generation
+        self.warnings = warnings
         self.checkpoint = checkpoint
         self.conditioning = conditioning
         self.controls = controls

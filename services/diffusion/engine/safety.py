@@ -3,6 +3,7 @@
 For the device thread.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ _DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError, BadHeader, Fa
 
 
 class SafetyChecker:
-    def __init__(self, folder: Path | None) -> None:
-        """`folder`: in diffusers' layout, with safetensors."""
+    def __init__(self, folder: Callable[[], Path | None]) -> None:
+        """`folder`: in diffusers' layout, with safetensors; None before it was fetched, or where there is none."""
         self._folder = folder
 
     def check(self, pixels: Pixels, mode: Safety, models: ModelManager) -> tuple[Pixels, bool]:
@@ -40,7 +41,7 @@ class SafetyChecker:
 
         NodeFault where the checker cannot be loaded.
         """
-        with models.pinned("safety_checker", lambda dtype: _load(self._folder, dtype)) as model:
+        with models.pinned("safety_checker", lambda dtype: _load(self._folder(), dtype)) as model:
             is_unsafe = _is_unsafe(pixels, model)
         return (_hidden(pixels, mode) if is_unsafe else pixels), is_unsafe
 

@@ -21,6 +21,8 @@ _PARAMETERIZATIONS = {"eps": EPSILON, "epsilon": EPSILON, "v": VELOCITY, "v_pred
 _SCALINGS = {"EpsScaling": EPSILON, "VScaling": VELOCITY}
 _EDM_SCALINGS = frozenset({"EDMScaling", "VScalingWithEDMcNoise"})
 _ZERO_SNR_KEYS = frozenset({"ztsnr", "zero_snr", "zero_terminal_snr", "rescale_betas_zero_snr", "zsnr"})
+# Keys that only a model's config has.
+_CONFIG_KEYS = ("parameterization", "scaling_config.target", "linear_start", "linear_end")
 _TRUE = frozenset({"true", "yes", "on", "1"})
 
 
@@ -39,7 +41,10 @@ class YamlConfig:
 
 
 def read_yaml(file: Path) -> YamlConfig | None:
-    """None where there is no such file. UnfitFolder for one that cannot be read or says what nothing can do."""
+    """None where there is no such file, or one that is no model's config.
+
+    UnfitFolder for one that cannot be read or says what nothing can do.
+    """
     if not file.is_file():
         return None
     try:
@@ -48,7 +53,8 @@ def read_yaml(file: Path) -> YamlConfig | None:
         raise UnfitFolder(f"{file.name} beside it cannot be read: {error}; mend or remove it") from error
     except (ValueError, RecursionError) as error:
         raise UnfitFolder(f"{file.name} beside it cannot be read as YAML; mend or remove it") from error
-    return _config(file.name, content)
+    values = dict(reversed(list(_values(content))))
+    return _config(file.name, values) if _is_config(content, values) else None
 
 
 def _load(data: bytes) -> Any:
@@ -74,8 +80,14 @@ def _load(data: bytes) -> Any:
         raise ValueError("it is not YAML") from error
 
 
-def _config(name: str, content: Any) -> YamlConfig:
-    values = dict(reversed(list(_values(content))))
+def _is_config(content: Any, values: Mapping[str, str]) -> bool:
+    """Other programs write cards, tags and settings as YAML under the same name."""
+    model = content.get("model") if isinstance(content, Mapping) else None
+    is_whole = isinstance(model, Mapping) and bool({"params", "target"} & model.keys())
+    return is_whole or any(key in values for key in (*_ZERO_SNR_KEYS, *_CONFIG_KEYS))
+
+
+def _config(name: str, values: Mapping[str, str]) -> YamlConfig:
     scaling = _last_word(values.get("scaling_config.target", ""))
     parameterization = values.get("parameterization", "").strip().lower()
     if parameterization and parameterization not in _PARAMETERIZATIONS:

@@ -38,7 +38,10 @@ class ModelCatalog:
         left_out: Sequence[LeftOutModel] = (),
         left_out_count: int = 0,
     ) -> None:
-        """`default_id`: empty for the first checkpoint. `left_out`: what was found and is not used, perhaps not all."""
+        """`default_id`: empty for the first checkpoint that a prompt is enough for.
+
+        `left_out`: what was found and is not used, perhaps not all.
+        """
         self.left_out = tuple(left_out)
         self.left_out_count = max(left_out_count, len(self.left_out))
         self._entries: dict[tuple[object, ...], Entry] = {}
@@ -74,7 +77,7 @@ class ModelCatalog:
         checkpoints = self.checkpoints
         if not checkpoints:
             raise NotFound("there is no checkpoint on this machine", field="model")
-        return checkpoints[0]
+        return next((each for each in checkpoints if _needs_nothing_more(each)), checkpoints[0])
 
     def default_or_none(self) -> CheckpointEntry | None:
         """None where it is still to be fetched, or there is no checkpoint."""
@@ -236,6 +239,11 @@ def _other_names(entry: Entry) -> Sequence[str]:
     if isinstance(entry, LoraEntry):
         return entry.aliases
     return controlnet_aliases(entry.id) if isinstance(entry, ControlNetEntry) else ()
+
+
+def _needs_nothing_more(entry: CheckpointEntry) -> bool:
+    """Than a prompt: no VAE, no image and no mask."""
+    return entry.recipe.has_vae and not entry.is_inpainting and not entry.takes_aesthetic_score
 
 
 def _key(entry: Entry) -> tuple[object, ...]:

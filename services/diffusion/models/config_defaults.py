@@ -37,7 +37,9 @@ def whole_recipe(recipe: Recipe) -> Recipe:
     if unet.get("sample_size") is None:
         unet["sample_size"] = _SAMPLE_SIZE_SDXL if recipe.is_sdxl else _SAMPLE_SIZE
     texts = tuple(replace(text, config={**_TEXT, **text.config}) for text in recipe.texts)
-    return replace(recipe, unet=unet, vae={**_VAE, **recipe.vae}, texts=texts)
+    # The default of every VAE, which only the pipelines of SDXL follow.
+    upcast = {"force_upcast": True} if recipe.is_sdxl else {}
+    return replace(recipe, unet=unet, vae={**_VAE, **upcast, **recipe.vae}, texts=texts)
 
 
 def whole_controlnet(config: Config) -> Config:

@@ -70,9 +70,8 @@ class CheckpointEntry(_Entry):
 
     @property
     def text_encoder_layers(self) -> int:
-        """How many layers can be counted back for a prompt's states: 1 is the layer that it was trained with."""
-        before_last = 1 if self.recipe.is_sdxl else 0
-        return min(text.layers for text in self.recipe.texts) - before_last
+        """How many layers a prompt's states can be taken from, counted back from the last one, which is 1."""
+        return min(text.layers for text in self.recipe.texts)
 
     @property
     def has_guidance_embedding(self) -> bool:
@@ -267,9 +266,11 @@ def fingerprint(path: Path, part: str) -> object:
     """Changes when the files of a part do: names, sizes and times. A file that was replaced is loaded again."""
     folder = path / part if part and (path / part).is_dir() else path
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
+    # Of a LoRA in a folder of adapters.
+    files = files or sorted(folder.glob("*/adapter_model.safetensors"))
     try:
         return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
-    except FileNotFoundError:
+    except OSError:
         return ()
 
 
@@ -287,6 +288,8 @@ _COMMON_ENDING = re.compile(r"([_.-](fp16|bf16|fp32|non_ema|ema)|[_-]steps?[_-]?
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 # Folders that are called alike in every model: the folder above says which one it is.
 _COMMON_FOLDERS = frozenset({"unet", "vae", "text_encoder", "text_encoder_2", "controlnet", "lora", "snapshots"})
+# Of a pipeline with several ControlNets.
+_NUMBERED_CONTROLNET = re.compile(r"controlnet_\d+", re.IGNORECASE)
 # Folders of many models: none of them is called so.
 _COLLECTIONS = frozenset({
     "checkpoints", "diffusers", "diffusion_models", "embeddings", "loras", "lycoris", "models", "stable-diffusion",
@@ -347,7 +350,10 @@ def belongs_to_config(name: str) -> bool:
 
 
 def _is_common_folder(name: str) -> bool:
-    return is_common(name) or name.lower() in _COMMON_FOLDERS or bool(_REVISION.fullmatch(name))
+    is_known = name.lower() in _COMMON_FOLDERS or any(
+        each.fullmatch(name) for each in (_NUMBERED_CONTROLNET, _REVISION)
+    )
+    return is_common(name) or is_known
 
 
 def checkpoint_id(path: PurePath) -> str:

@@ -31,6 +31,9 @@ class MissingFile(FileNotFoundError):
     """The folder never had the file that a model needs."""
 
 
+_GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
 class UnusableModel(FailedPrecondition):
     """A model is damaged, of an unsupported form, or fits nothing that it is used with; `part` names it.
 
@@ -82,10 +85,12 @@ def fault_of(entry: Entry, cause: Exception) -> FanlightError:
 def damaged(name: str, cause: Exception, message: str) -> FanlightError:
     """UnusableModel, or NodeFault where the disk fails, which another attempt may find well.
 
+    A file that was removed, or may no longer be read, is the model's: another attempt finds the same.
+
     A cause may name paths, so it is only logged.
     """
     log.warning("load_failed", model=name, cause=repr(cause)[:CAUSE_LIMIT])
-    if isinstance(cause, OSError) and not isinstance(cause, MissingFile):
+    if isinstance(cause, OSError) and not isinstance(cause, _GONE):
         return NodeFault(message)
     return UnusableModel(message)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.diffusion.models.recipes import UnfitFolder
+from services.diffusion.models.unknown_files import other_content
 from services.kernel.files import StrangeFile, open_ordinary
 from services.weights.references.manifest import TensorEntry, TensorTable
 from services.weights.references.tensors import LENGTH_BYTES, BadHeader, header_length, parse_header
@@ -58,14 +59,26 @@ def read_header(path: Path) -> SafetensorsHeader:
 
 
 def _read(file: Path) -> tuple[TensorTable, Mapping[str, str]]:
+    first = b""
     try:
         with open_ordinary(file) as opened:
             first = opened.read(LENGTH_BYTES)
             header = opened.read(header_length(first))
         table = parse_header(first, header, size_bytes=file.stat().st_size)
-    except (OSError, StrangeFile, BadHeader) as error:
-        raise UnfitFolder(f"{file.name} is damaged: {error}") from error
+    except OSError as error:
+        raise UnfitFolder(f"{file.name} cannot be read: {error.strerror or type(error).__name__}") from error
+    except (StrangeFile, BadHeader) as error:
+        raise UnfitFolder(f"{file.name} {other_content(first) or f'is damaged: {error}'}") from error
     return table, _metadata(header.decode())
+
+
+def told_by_first_bytes(file: Path) -> str:
+    """As `other_content`; empty for what only loading it can tell."""
+    try:
+        with open_ordinary(file) as opened:
+            return other_content(opened.read(LENGTH_BYTES))
+    except (OSError, StrangeFile):
+        return ""
 
 
 def _metadata(header: str) -> Mapping[str, str]:

@@ -1,17 +1,18 @@
-"""What a LoRA's file is, by its header alone: its base, other names, and the textual inversions that it brings along.
+"""What a LoRA's file or folder is, by headers alone: its base, other names, and what else it brings along.
 
 Reads no weights, loads no torch.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.diffusion.models.entries import EmbeddingEntry, LoraEntry, license_of, part_id
+from services.diffusion.models.headers import read_header
 from services.diffusion.models.lora_names import BUNDLED, LoraName, UnsupportedForm, lora_names, plain_name
 from services.diffusion.models.name_patterns import BadPattern
-from services.diffusion.models.peft_config import BadPeftConfig, peft_scales
+from services.diffusion.models.peft_config import BadPeftConfig, adapter_files, peft_scales
 from services.diffusion.models.recipes import UnfitFolder
 
 Shape = tuple[int, ...]
@@ -37,16 +38,30 @@ _TEXT_INPUTS = ("q_proj", "k_proj", "v_proj", "out_proj", "mlp_fc1")
 
 def lora_entry(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> LoraEntry:
     """Of a safetensors file with these tensors. UnfitFolder for one that is not applied, with the reason."""
+    return _entry(path, shapes, {path: metadata})
+
+
+def lora_folder_entry(folder: Path) -> LoraEntry | None:
+    """Of a folder with PEFT's adapters for the parts of a model; None for any other. UnfitFolder as above."""
+    files = adapter_files(folder)
+    headers = {head: read_header(file) for head, file in files.items()}
+    shapes = {f"{head}{name}": shape for head, header in headers.items() for name, shape in header.shapes.items()}
+    return _entry(folder, shapes, {file: headers[head].metadata for head, file in files.items()}) if files else None
+
+
+def _entry(path: Path, shapes: Mapping[str, Shape], files: Mapping[Path, Mapping[str, str]]) -> LoraEntry:
+    """`files`: the metadata of each. `shapes`: of all, by what the tensors are called together."""
     try:
         names = lora_names(shapes)
-        peft_scales(path, metadata)
+        for file, own in files.items():
+            peft_scales(file, own)
     except UnsupportedForm as form:
         raise UnfitFolder(f"it is {form}") from form
     except (BadPeftConfig, BadPattern) as error:
         raise UnfitFolder(str(error)) from error
-    id_, size_bytes = part_id(path), path.stat().st_size
+    metadata = next(iter(files.values())) if len(files) == 1 else {}
+    id_, size_bytes = part_id(path), sum(file.stat().st_size for file in files)
     bundled = _bundled(path, shapes, size_bytes=size_bytes, lora_id=id_)
-    words = ", ".join(each.id for each in bundled)
     return LoraEntry(
         id=id_,
         path=path,
@@ -55,8 +70,15 @@ def lora_entry(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, s
         license=license_of(path),
         aliases=_aliases(id_, metadata),
         bundled=bundled,
-        note=f"brings textual inversions along: {words[:_WORDS_CHARACTERS_LIMIT]}" if bundled else "",
+        note="; ".join(_notes(names, bundled)),
     )
+
+
+def _notes(names: Mapping[str, LoraName], bundled: Iterable[EmbeddingEntry]) -> Iterator[str]:
+    if any(meant.what.startswith("oft_") for meant in names.values()):
+        yield "is an OFT, which rotates weights and is applied as a LoRA"
+    if words := ", ".join(each.id for each in bundled):
+        yield f"brings textual inversions along: {words[:_WORDS_CHARACTERS_LIMIT]}"
 
 
 def _aliases(id_: str, metadata: Mapping[str, str]) -> tuple[str, ...]:

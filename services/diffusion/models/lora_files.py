@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from services.diffusion.models.entries import LoraEntry
-from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, damaged, is_of_device
+from services.diffusion.models.faults import CONTENT_ERRORS, MissingFile, UnusableModel, damaged, is_of_device
 from services.diffusion.models.lora_forms import LoraLayer
 from services.diffusion.models.lora_names import UnsupportedForm, lora_names, plain_name
 from services.diffusion.models.name_patterns import BadPattern
-from services.diffusion.models.peft_config import BadPeftConfig, PeftScales, peft_scales
+from services.diffusion.models.peft_config import BadPeftConfig, PeftScales, adapter_files, peft_scales
 from services.diffusion.models.single_files import read_header
 from services.weights.loading import load_safetensors
 from services.weights.references.tensors import BadHeader
@@ -44,13 +44,17 @@ def read_lora(entry: LoraEntry) -> LoraWeights:
 
 
 def _layers(entry: LoraEntry) -> Mapping[str, Mapping[str, LoraLayer]]:
-    found, scales = load_safetensors(entry.path), peft_scales(entry.path, read_header(entry.path).metadata)
-    grouped: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
-    for name, meant in lora_names(found).items():
-        grouped[meant.part, meant.module][meant.what] = found[name]
     layers: dict[str, dict[str, LoraLayer]] = defaultdict(dict)
-    for (part, module), tensors in grouped.items():
-        layers[part][plain_name(module)] = _layer(part, module, tensors, scales)
+    for head, file in adapter_files(entry.path).items():
+        found = {f"{head}{name}": tensor for name, tensor in load_safetensors(file).items()}
+        scales = peft_scales(file, read_header(file).metadata)
+        grouped: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
+        for name, meant in lora_names(found).items():
+            grouped[meant.part, meant.module][meant.what] = found[name]
+        for (part, module), tensors in grouped.items():
+            layers[part][plain_name(module)] = _layer(part, module, tensors, scales)
+    if not layers:
+        raise MissingFile("no adapter")
     return layers
 
 

@@ -5,10 +5,12 @@ kohya's, diffusers' of all ages, PEFT's, LyCORIS' and ComfyUI's. Reads nothing, 
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 BUNDLED = "bundle_emb."
+NAMES_CACHED = 16_384
 
 
 class UnsupportedForm(Exception):
@@ -103,7 +105,7 @@ _HINTS = (
     "lora_controlnet", "text_encoder:", "unet:", "te3", "text_encoder_3", "lora_transformer", "transformer.",
     "double_blocks", "single_blocks", "joint_blocks", "motion_modules", "temporal_transformer", "lora_prior_",
 )  # fmt: skip
-_IGNORED = re.compile(rf"^{re.escape(BUNDLED)}|position_ids$")
+_IGNORED_END = "position_ids"
 # What trainers' wrappers put before everything else, some of them twice.
 _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "model.diffusion_model.", "diffusion_model.")
 _HEADS = {
@@ -155,7 +157,7 @@ def lora_names(names: Collection[str]) -> Mapping[str, LoraName]:
         for mark, form in _OTHER_FORMS:
             if found := next(filter(mark.search, names), ""):
                 raise UnsupportedForm(f"{form}, which is not supported (tensor {found[:80]})")
-    read = {name: _read(name) for name in names if not _IGNORED.search(name)}
+    read = {name: _read(name) for name in names if not (name.startswith(BUNDLED) or name.endswith(_IGNORED_END))}
     _check(read)
     return read
 
@@ -183,6 +185,8 @@ def _without_owner(read: Mapping[str, LoraName]) -> str:
     return next((name for name, meant in whole.items() if (meant.part, meant.module) not in ia3), "")
 
 
+# Most LoRAs have the same names, of a few trainers.
+@lru_cache(maxsize=NAMES_CACHED)
 def _read(name: str) -> LoraName:
     part, rest = _part_of(name)
     module, _, mark = rest.partition(".")

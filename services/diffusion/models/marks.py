@@ -5,7 +5,6 @@ Each mark is honored, or the file is refused with a sentence that names it. Read
 
 import math
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +128,8 @@ def _sidecar(path: Path, header: SafetensorsHeader) -> tuple[YamlConfig | None, 
     """The .yaml beside it; one for a model with other prompt embeddings is passed over, with a sentence."""
     file = path.with_suffix(".yaml") if path.is_file() else path.with_name(f"{path.name}.yaml")
     found = read_yaml(file)
+    if found is None and file.is_file():
+        log.info("yaml_passed_over", file=file.name, reason="it is no model's config")
     if found is None or found.cross_attention_dim in (0, context_width(header)):
         return found, []
     return None, [f"{file.name} beside it is passed over: it is for a model of another family"]
@@ -174,10 +175,16 @@ def _sd2_prediction(path: Path, header: SafetensorsHeader) -> str:
     if architecture in _SD2_ARCHITECTURES:
         return _SD2_ARCHITECTURES[architecture]
     bias = header.numbers(_SD2_LAYER)
-    deviation = statistics.pstdev(bias) if bias and all(map(math.isfinite, bias)) else 0.0
+    deviation = _deviation(bias) if bias and all(map(math.isfinite, bias)) else 0.0
     if deviation:
         return VELOCITY if deviation > _SD2_DEVIATION else EPSILON
     return EPSILON if _SMALL.search(path.stem) else VELOCITY
+
+
+def _deviation(numbers: Sequence[float]) -> float:
+    """Of all of them. The library's module for that takes as long to import as all files here take to read."""
+    mean = math.fsum(numbers) / len(numbers)
+    return math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / len(numbers))
 
 
 def _zero_snr(prediction: str) -> Mapping[str, Any]:

@@ -78,7 +78,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", self.unet.device)
-        object.__setattr__(self, "dtype", self.unet.dtype)
+        object.__setattr__(self, "dtype", next(self.unet.parameters()).dtype)
 
 
 log = get_logger()

@@ -16,8 +16,8 @@ from services.diffusion.models.recipes import read_json
 
 METADATA_KEY = "lora_adapter_metadata"
 CONFIG_NAME = "adapter_config.json"
-# PEFT's file, and the ending of all files that the configuration beside them could be of.
-_PEFT_FILE = "adapter_model.safetensors"
+# PEFT's file.
+PEFT_FILE = "adapter_model.safetensors"
 PATTERNS_LIMIT = 4_096
 # PEFT's defaults.
 DEFAULT_RANK = DEFAULT_ALPHA = 8
@@ -65,6 +65,17 @@ class _PartConfig:
         )
 
 
+def adapter_files(path: Path) -> Mapping[str, Path]:
+    """A LoRA's files, by what to put before their tensors' names: of a folder, PEFT's adapter of each part.
+
+    Empty for a folder without any.
+    """
+    if not path.is_dir():
+        return {"": path}
+    files = {f"{part}.": path / part / PEFT_FILE for part in PARTS}
+    return {head: file for head, file in files.items() if file.is_file()}
+
+
 # From a part and a layer's name to its scale; None where the file is not PEFT's.
 PeftScales = Callable[[str, str], PeftScale | None]
 
@@ -86,7 +97,7 @@ def _saved(file: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
             raise BadPeftConfig(f"its {METADATA_KEY} is no object")
         return config
     beside = file.with_name(CONFIG_NAME)
-    if not beside.is_file() or (file.name != _PEFT_FILE and len(list(file.parent.glob("*.safetensors"))) > 1):
+    if not beside.is_file() or (file.name != PEFT_FILE and len(list(file.parent.glob("*.safetensors"))) > 1):
         return {}
     return read_json(beside)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
+from fanlight.contract.names import ANY
 from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.config_defaults import whole_controlnet, whole_recipe, whole_vae
 from services.diffusion.models.controlnet_files import refuse_other_controlnet, with_marks
@@ -29,11 +30,16 @@ from services.diffusion.models.entries import (
     weight_bytes,
 )
 from services.diffusion.models.faults import CONTENT_ERRORS
+from services.diffusion.models.headers import told_by_first_bytes
 from services.diffusion.models.left_out import LeftOutList
+from services.diffusion.models.lora_entries import lora_folder_entry
+from services.diffusion.models.lora_names import PARTS
+from services.diffusion.models.peft_config import PEFT_FILE
 from services.diffusion.models.recipes import TEXT_ENCODERS, UnfitFolder, from_folder, read_json
 from services.diffusion.models.single_files import read_embedding_pickle, read_file, read_header, read_parts
 from services.diffusion.models.unique_ids import ID_LIMIT_BYTES, with_unique_ids
 from services.diffusion.models.unknown_files import PICKLES, SAFETENSORS, unread_file
+from services.diffusion.models.vae_files import refuse_other_vae
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -42,6 +48,8 @@ log = get_logger()
 DEPTH_LIMIT = 32
 FILES_LIMIT = 20_000
 ALL_FILES_LIMIT = 200_000
+# Of the hub's cache: a folder of links to what lies beside it under names that say nothing.
+_HUB_CACHE, _HUB_SNAPSHOTS = "models--", "snapshots"
 # The only folders where pickles are read, with those below; nothing but tensors is read of them.
 _EMBEDDINGS_FOLDER = "embeddings"
 
@@ -82,7 +90,7 @@ def read_path(path: Path) -> Entry | None:
         return read_vae(path)
     if kind and _own_weights(path):
         raise UnfitFolder(f"it is a {kind[:80]}, which is not supported")
-    return read_parts(path)
+    return read_parts(path) or lora_folder_entry(path)
 
 
 def read_fetched(path: Path) -> Entry | None:
@@ -144,11 +152,16 @@ class _Search:
     def _children(self, folder: Path, root: Path) -> list[Path]:
         """What may be a model: of a model's own folder, what is not its own."""
         children = [child for child in sorted(folder.iterdir()) if _may_be_model(child)]
+        if folder.name.startswith(_HUB_CACHE):
+            children = [child for child in children if child.name == _HUB_SNAPSHOTS]
         if is_checkpoint(folder):
             children = [child for child in children if child.is_file() or child.name.startswith("controlnet")]
         elif _has_config(folder):
             own = _own_weights(folder)
             children = [child for child in children if child not in own]
+        elif folder != root and folder.name in PARTS and not is_checkpoint(folder.parent):
+            # With those of other parts it is one LoRA, which is the folder above.
+            children = [child for child in children if child.name != PEFT_FILE]
         room = min(FILES_LIMIT, ALL_FILES_LIMIT - self.visited)
         if len(children) > room:
             log.warning("folder_truncated", folder=folder.name, files=len(children), limit=room)
@@ -180,6 +193,8 @@ def _checked(entry: Entry | None) -> Entry | None:
         return None
     if found := next((each for each in _NOT_IN_IDS if each in entry.id), ""):
         raise UnfitFolder(f"its name has {found!r}, which ids cannot have; rename it")
+    if entry.id == ANY:
+        raise UnfitFolder(f"its name is {ANY!r}, which stands for any model; rename it")
     if not entry.id or not entry.id.isprintable() or len(entry.id.encode(errors="replace")) > ID_LIMIT_BYTES:
         raise UnfitFolder(f"its name is empty, longer than {ID_LIMIT_BYTES} bytes or not printable; rename it")
     if not isinstance(entry.license, str) or not entry.license.isprintable() or len(entry.license) > LICENSE_LIMIT:
@@ -265,8 +280,10 @@ def read_checkpoint(folder: Path) -> CheckpointEntry:
 
 
 def _require_weights(folder: Path, what: str) -> None:
-    """UnfitFolder for a folder without safetensors."""
-    if any(folder.glob("*.safetensors")):
+    """UnfitFolder for a folder without safetensors, or with what only has their name."""
+    if files := list(folder.glob("*.safetensors")):
+        if found := next(((file.name, told) for file in files if (told := told_by_first_bytes(file))), None):
+            raise UnfitFolder(f"{what} cannot be used: {' '.join(found)}")
         return
     if any(child.suffix.lower() in PICKLES for child in folder.iterdir()):
         raise UnfitFolder(f"{what} has pickles only, which are not loaded; convert them to .safetensors")
@@ -294,6 +311,7 @@ def read_vae(folder: Path) -> VaeEntry:
     except (TypeError, ValueError) as error:
         raise UnfitFolder("its config lacks what a VAE has") from error
     _require_weights(folder, "it")
+    refuse_other_vae(read_header(folder).shapes)
     return VaeEntry(
         id=part_id(folder / "model"),
         path=folder,

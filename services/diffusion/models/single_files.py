@@ -36,6 +36,7 @@ from services.diffusion.models.marks import LDM_FIRST, LDM_UNET, context_width, 
 from services.diffusion.models.quantized import check_quantized
 from services.diffusion.models.recipes import Recipe, UnfitFolder, from_folder, shipped
 from services.diffusion.models.unknown_files import foreign_kind, unknown_kind
+from services.diffusion.models.vae_files import refuse_other_vae
 
 
 class FileKind(Enum):
@@ -78,7 +79,7 @@ def read_file(path: Path) -> Entry:
 
 
 def _entry(path: Path, header: SafetensorsHeader, kind: FileKind | None) -> Entry:
-    if kind in (FileKind.CHECKPOINT, FileKind.CONTROLNET, FileKind.VAE):
+    if kind in (FileKind.CHECKPOINT, FileKind.CONTROLNET, FileKind.LORA, FileKind.VAE):
         check_quantized(header)
     if kind is FileKind.CHECKPOINT:
         return _checkpoint(path, header)
@@ -128,6 +129,7 @@ def _recipe(path: Path, header: SafetensorsHeader) -> Recipe:
 
 def _vae(path: Path, header: SafetensorsHeader) -> VaeEntry:
     """The latents' channels from the decoder's first layer, their factor from how many blocks it has."""
+    refuse_other_vae(header.shapes)
     is_tiny = any(name.endswith("decoder.layers.0.weight") for name in header.shapes)
     blocks = {found[1] for name in header.shapes if (found := re.search(r"decoder\.(?:up|up_blocks)\.(\d+)\.", name))}
     first = "decoder.layers.0.weight" if is_tiny else "decoder.conv_in.weight"

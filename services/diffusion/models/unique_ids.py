@@ -31,6 +31,7 @@ def with_unique_ids(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[E
     Of two links to one file, one is enough: it is in neither list.
     """
     kept, left_out = _without_twins(entries)
+    kept = _told_by_files(kept)
     levels = [0] * len(kept)
     for _ in range(_FOLDERS_LIMIT):
         colliding = _collisions([_at_level(entry, level) for entry, level in zip(kept, levels, strict=True)])
@@ -45,6 +46,20 @@ def with_unique_ids(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[E
         left_out += [(named[index], f"another model has the id {named[index].id}; rename it") for index in group[1:]]
     hidden = {id(entry) for entry, _ in left_out}
     return [entry for entry in named if id(entry) not in hidden], left_out
+
+
+def _told_by_files(entries: Sequence[Entry]) -> list[Entry]:
+    """Of several in one folder that are called by it, each gets its file's name too."""
+    groups: dict[tuple[object, ...], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[type(entry), entry.id.lower(), entry.path.parent, fits_of(entry)].append(entry)
+    crowded = {id(entry) for group in groups.values() if len(group) > 1 for entry in group}
+    return [
+        replace(entry, id=FOLDER_SEPARATOR.join((entry.id, plain(entry.path.name))))
+        if id(entry) in crowded and own_name(entry.path) != plain(entry.path.name)
+        else entry
+        for entry in entries
+    ]
 
 
 def fits_of(entry: Entry) -> object:
@@ -112,7 +127,11 @@ def _without_twins(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[En
     seen: set[tuple[object, ...]] = set()
     left_out: list[tuple[Entry, str]] = []
     for entry in entries:
-        stat = entry.path.stat()
+        try:
+            stat = entry.path.stat()
+        except OSError as error:
+            left_out.append((entry, f"it cannot be read: {error.strerror or type(error).__name__}"))
+            continue
         file = (type(entry), entry.id, stat.st_dev, stat.st_ino)
         if file in seen:
             continue

@@ -33,6 +33,7 @@ _FOREIGN: _Marks = (
 # Looked for where a file is of no kind that is used.
 _OTHER: _Marks = (
     ("an OFT", ("oft_unet", ".oft_blocks", ".oft_diag", ".oft_R.")),
+    ("a VAE of videos", ("\ndecoder.conv1.weight", "\nvae.decoder.conv1.weight", "\ndecoder.middle.0.residual.")),
     ("a CLIP vision encoder", ("vision_model.", "\nvisual.", ".visual.")),
     ("a T5 text encoder", ("encoder.block.0.layer.",)),
     ("a text encoder without its model", ("text_model.", "text_projection", "transformer.resblocks.")),
@@ -66,6 +67,16 @@ _FORMATS = {
         (".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp", ".incomplete"), "an unfinished download"
     ),
 }
+# By how a file begins, in lower case: what people find under a model's name.
+_FIRST_BYTES = (
+    (b"version ", "a pointer of Git LFS, not the model itself; fetch it with `git lfs pull`"),
+    (b"<!doctyp", "a web page; the download needs a login, or another address"),
+    (b"<html", "a web page; the download needs a login, or another address"),
+    (b"{", "a text, such as the error of a download"),
+    (b"pk\x03\x04", "a pickle or an archive with the name of a safetensors file"),
+    (b"\x80\x02", "a pickle with the name of a safetensors file"),
+    (b"gguf", "a GGUF file, which is not supported"),
+)
 # A file of an unknown ending is worth a word only where it may hold weights.
 LARGE_BYTES = 1024 * 1024
 # Large, and no weights.
@@ -93,6 +104,14 @@ def unknown_kind(names: Collection[str]) -> str:
 def _first(marks: _Marks, names: Collection[str]) -> str:
     text = "\n".join(("", *names))
     return next((what for what, own in marks if any(mark in text for mark in own)), "")
+
+
+def other_content(first: bytes) -> str:
+    """What a file is that is named as safetensors and is none, by its first 8 bytes: "is ..."; empty for others."""
+    if not first:
+        return "is empty"
+    found = next((what for start, what in _FIRST_BYTES if first.lower().startswith(start)), "")
+    return f"is {found}" if found else ""
 
 
 def unread_file(path: PurePath, size_bytes: int) -> str:

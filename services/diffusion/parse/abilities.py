@@ -62,9 +62,8 @@ class Abilities:
             if amount <= limits.get(name, amount):
                 continue
             if name == layers:
-                shown, most = getattr(resolved, field), limits[name] + getattr(resolved, field) - amount
                 raise FailedPrecondition(
-                    f"is {shown}; the text encoder of {checkpoint.id} takes {most} at most", field=field
+                    f"is {amount}; the text encoder of {checkpoint.id} takes {limits[name]} at most", field=field
                 )
             raise TooLarge(
                 f"{resolved.width_px} x {resolved.height_px} are more than the {limits[name]} {name} that this worker"

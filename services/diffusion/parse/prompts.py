@@ -1,5 +1,6 @@
 """A request's prompts, and the LoRAs and embeddings that they and its fields name."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.engine.generation import SDXL_LAYER
 from services.diffusion.models.catalog import ModelCatalog, has_widths
-from services.diffusion.models.entries import CheckpointEntry, EmbeddingEntry, LoraEntry, LoraUse
+from services.diffusion.models.entries import CheckpointEntry, EmbeddingEntry, LoraEntry, LoraUse, part_id
 from services.diffusion.prompt import embedding_pattern
 
 
@@ -49,6 +50,7 @@ def read_prompts(
                 for word, each in bundled.items()
                 if word not in fitting and _mentioned(words, [word])
             ),
+            *_shared_names_warnings(words, catalog, checkpoint, fitting),
         ),
     )
 
@@ -131,6 +133,25 @@ def _embeddings(
     if len(found) > EMBEDDINGS_LIMIT:
         raise InvalidField(f"names {len(found)} embeddings; at most {EMBEDDINGS_LIMIT}", field="prompt")
     return tuple(known[name] for name in sorted(found))
+
+
+def _shared_names_warnings(
+    words: Iterable[str], catalog: ModelCatalog, checkpoint: CheckpointEntry, bundled: Collection[str]
+) -> Iterable[str]:
+    """About names that several embeddings' files have, so that they mean none of them."""
+    sharing: dict[str, list[str]] = defaultdict(list)
+    known = {*bundled}
+    for entry in catalog.embeddings_of(checkpoint):
+        known.add(entry.id.lower())
+        if not entry.reference and entry.id != (name := part_id(entry.path)):
+            sharing[name.lower()].append(entry.id)
+    for name in sorted(_mentioned(words, known | sharing.keys()) & (sharing.keys() - known)):
+        several = " or ".join(sharing[name][:_SHARING_LIMIT])
+        yield f"{name} is the name of several embeddings, and was read as plain words: write {several}"
+
+
+# How many a warning lists.
+_SHARING_LIMIT = 4
 
 
 def _mentioned(words: Iterable[str], names: Collection[str]) -> set[str]:

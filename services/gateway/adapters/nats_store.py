@@ -98,10 +98,16 @@ class NatsStore:
     async def get(self, bucket: str, key: str) -> Record | None:
         return await (await self._bucket(bucket)).get(key)
 
-    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+    async def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Record:
+        if after is not None:
+            await self.create(after.bucket, after.key, after.value)
         return await (await self._bucket(bucket)).put(key, value, revision)
 
-    async def delete(self, bucket: str, key: str) -> None:
+    async def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> None:
+        if after is not None:
+            await self.create(after.bucket, after.key, after.value)
         await (await self._bucket(bucket)).delete(key)
 
     async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:

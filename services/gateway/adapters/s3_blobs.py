@@ -267,7 +267,22 @@ class S3Blobs:
             except Unavailable as error:
                 log.error("blob_not_erased", digest=digest, why=error.message)
                 remaining += 1
-        return Erased(blobs=erased, remaining=remaining)
+        return Erased(blobs=erased, remaining=remaining, kept=await self._kept())
+
+    async def _kept(self) -> str:
+        """A bucket with versions keeps what is deleted."""
+        try:
+            with our_errors():
+                answer = await self._client.get_bucket_versioning(Bucket=self._bucket)
+        except (ClientError, Unavailable) as error:
+            log.info("bucket_versioning_unknown", why=str(error))
+            return ""
+        if not answer.get("Status"):
+            return ""
+        return (
+            f"the bucket {self._bucket} has versions, so it still has the deleted blobs; delete the noncurrent versions"
+            f" under {self._prefix}, or let a lifecycle rule do that"
+        )
 
     async def count_seals(self) -> BlobSeals:
         tails = []

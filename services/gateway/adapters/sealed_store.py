@@ -20,7 +20,7 @@ from services.gateway.adapters.seal_format import (
 )
 from services.gateway.app.contents import CONTENT_BUCKETS, tenant_of
 from services.gateway.app.data_keys import DataKeys, KeysUnreadable, TenantClosed
-from services.gateway.ports import Change, NewRecord, Record, RecordStore, Seal, store_fault
+from services.gateway.ports import Change, NewRecord, Record, RecordStore, Seal, commits_together, store_fault
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -38,25 +38,37 @@ class SealedStore:
     def fault(self) -> str:
         return store_fault(self._store)
 
+    @property
+    def commits_together(self) -> bool:
+        return commits_together(self._store)
+
     async def create(self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None) -> Record:
         """TenantClosed, KeysUnreadable."""
         tenant = tenant_of(value)
         sealed, seal = await self._sealed(bucket, key, value, tenant)
-        if after is not None:
-            first, _ = await self._sealed(after.bucket, after.key, after.value, tenant)
-            after = replace(after, value=first)
+        after = await self._sealed_after(after, tenant)
         return replace(await self._store.create(bucket, key, sealed, after=after), value=value, seal=seal)
 
-    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
+    async def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Record:
         """Conflict also where the tenant's key was destroyed: what the caller knows of the record is gone."""
         try:
             sealed, seal = await self._sealed(bucket, key, value, tenant_of(value))
         except TenantClosed as error:
             raise Conflict(error.message) from error
-        return replace(await self._store.put(bucket, key, sealed, revision=revision), value=value, seal=seal)
+        after = await self._sealed_after(after, tenant_of(value))
+        written = await self._store.put(bucket, key, sealed, revision=revision, after=after)
+        return replace(written, value=value, seal=seal)
 
-    async def delete(self, bucket: str, key: str) -> None:
-        await self._store.delete(bucket, key)
+    async def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> None:
+        await self._store.delete(bucket, key, after=await self._sealed_after(after, ""))
+
+    async def _sealed_after(self, after: NewRecord | None, tenant: str) -> NewRecord | None:
+        if after is None:
+            return None
+        value, _ = await self._sealed(after.bucket, after.key, after.value, tenant or tenant_of(after.value))
+        return replace(after, value=value)
 
     async def get(self, bucket: str, key: str) -> Record | None:
         record = await self._store.get(bucket, key)

@@ -17,7 +17,16 @@ from typing import TypeVar
 
 from fanlight.errors import AlreadyExists, Conflict, FanlightError, Unavailable
 from services.gateway.adapters.sqlite_guard import ADVICE, SPOILED, FileGuard, FileLost, code_of, why_not
-from services.gateway.ports import CaughtUp, Change, Deleted, NewRecord, Record, RecordStore, store_fault
+from services.gateway.ports import (
+    CaughtUp,
+    Change,
+    Deleted,
+    NewRecord,
+    Record,
+    RecordStore,
+    commits_together,
+    store_fault,
+)
 from services.kernel.config import SettingsError
 from services.kernel.logs import get_logger
 
@@ -162,16 +171,27 @@ class SqliteFile:
             raise AlreadyExists(f"{bucket}/{key} exists")
         return Record(key=key, value=value, revision=revision)
 
-    def put(self, bucket: str, key: str, value: bytes, expected: int) -> Written:
+    def put(self, bucket: str, key: str, value: bytes, expected: int, after: NewRecord | None) -> Written:
+        """The record, then the one before it."""
+        present = self.get(bucket, key) if after is not None else None
+        if after is not None and (present is None or present.revision != expected):
+            raise Conflict(f"{bucket}/{key} has changed")
+        before = self._before(after)
         revision = self._next()
         sql = "UPDATE records SET revision = ?, value = ? WHERE bucket = ? AND key = ? AND revision = ?"
         if not self._connection.execute(sql, (revision, value, bucket, key, expected)).rowcount:
             raise Conflict(f"{bucket}/{key} has changed")
-        return (Record(key=key, value=value, revision=revision),)
+        return Record(key=key, value=value, revision=revision), *before
 
-    def delete(self, bucket: str, key: str) -> Written:
+    def delete(self, bucket: str, key: str, after: NewRecord | None) -> Written:
+        """The deletion, then the record before it."""
+        before = self._before(after)
         sql = "DELETE FROM records WHERE bucket = ? AND key = ?"
-        return (Deleted(key=key),) if self._connection.execute(sql, (bucket, key)).rowcount else ()
+        is_gone = self._connection.execute(sql, (bucket, key)).rowcount
+        return (Deleted(key=key), *before) if is_gone or before else ()
+
+    def _before(self, after: NewRecord | None) -> tuple[Record, ...]:
+        return (self._create(after.bucket, after.key, after.value),) if after is not None else ()
 
     def get(self, bucket: str, key: str) -> Record | None:
         sql = "SELECT key, value, revision FROM records WHERE bucket = ? AND key = ?"
@@ -211,6 +231,10 @@ class SqliteStore:
         self._writing = False
 
     @property
+    def commits_together(self) -> bool:
+        return True
+
+    @property
     def fault(self) -> str:
         """As last seen by a call; empty while the file is the one that was opened."""
         return self._file.fault
@@ -223,11 +247,15 @@ class SqliteStore:
         buckets = (bucket, after.bucket) if after else (bucket,)
         return _first_record(await self._write(buckets, lambda file: file.create(bucket, key, value, after)))
 
-    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
-        return _first_record(await self._write((bucket,), lambda file: file.put(bucket, key, value, revision)))
+    async def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Record:
+        buckets = (bucket, after.bucket) if after else (bucket,)
+        return _first_record(await self._write(buckets, lambda file: file.put(bucket, key, value, revision, after)))
 
-    async def delete(self, bucket: str, key: str) -> None:
-        await self._write((bucket,), lambda file: file.delete(bucket, key))
+    async def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> None:
+        buckets = (bucket, after.bucket) if after else (bucket,)
+        await self._write(buckets, lambda file: file.delete(bucket, key, after))
 
     async def get(self, bucket: str, key: str) -> Record | None:
         return await self._read(lambda: self._file.get(bucket, key))
@@ -341,11 +369,13 @@ class TimeoutStore:
     async def get(self, bucket: str, key: str) -> Record | None:
         return await self._with_timeout(self._store.get(bucket, key))
 
-    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
-        return await self._with_timeout(self._store.put(bucket, key, value, revision=revision))
+    async def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Record:
+        return await self._with_timeout(self._store.put(bucket, key, value, revision=revision, after=after))
 
-    async def delete(self, bucket: str, key: str) -> None:
-        await self._with_timeout(self._store.delete(bucket, key))
+    async def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> None:
+        await self._with_timeout(self._store.delete(bucket, key, after=after))
 
     async def list(self, bucket: str, *, before: str = "", limit: int) -> Sequence[Record]:
         return await self._with_timeout(self._store.list(bucket, before=before, limit=limit))
@@ -356,6 +386,10 @@ class TimeoutStore:
     @property
     def fault(self) -> str:
         return store_fault(self._store)
+
+    @property
+    def commits_together(self) -> bool:
+        return commits_together(self._store)
 
     async def _with_timeout(self, call: Awaitable[T]) -> T:
         try:

@@ -1,14 +1,15 @@
 """Posts webhooks over HTTP/1.1, to the very addresses that were checked: names are resolved once (SSRF guard).
 
 Each address is tried. Where the environment names a proxy, the proxy resolves the name, and its rules are the guard
-behind ours; networks that the operator allows are reached directly. A target that hangs costs a bounded time; only the
-status of its answer is read; redirects are not followed.
+behind ours; networks that the operator allows are reached directly. A target that hangs costs a bounded time; of a
+webhook's answer only the status is read; redirects are not followed. The hook of moderation is asked in the same way.
 """
 
 import asyncio
 import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 import h11
@@ -25,6 +26,14 @@ READ_BYTES = 4 * 1024
 _PORTS = {"http": 80, "https": 443}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAnswer:
+    status: int
+    # By names in lower case.
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
 class WebhookHttp:
     def __init__(self, allowed: Sequence[Network], *, timeout_s: float = TIMEOUT_S) -> None:
         self._allowed = tuple(allowed)
@@ -33,9 +42,13 @@ class WebhookHttp:
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
         """The status of the answer. FailedPrecondition for an address inside; Unavailable if it does not answer."""
+        return (await self.ask(url, headers, body, answer_limit_bytes=0)).status
+
+    async def ask(self, url: str, headers: Mapping[str, str], body: bytes, *, answer_limit_bytes: int) -> HttpAnswer:
+        """The whole answer. As `post`; FailedPrecondition also for a longer one. With a limit of 0 no body is read."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._post(urlsplit(url), headers, body)
+                return await self._ask(urlsplit(url), headers, body, answer_limit_bytes)
         except TimeoutError as error:
             raise Unavailable(f"no answer within {self._timeout_s:g} s") from error
         except FanlightError:
@@ -48,7 +61,7 @@ class WebhookHttp:
         except h11.RemoteProtocolError as error:
             raise Unavailable("does not answer in HTTP") from error
 
-    async def _post(self, url: SplitResult, headers: Mapping[str, str], body: bytes) -> int:
+    async def _ask(self, url: SplitResult, headers: Mapping[str, str], body: bytes, limit_bytes: int) -> HttpAnswer:
         assert url.hostname is not None
         (reader, writer), proxy = await self._open(url, url.hostname, url.port or _PORTS[url.scheme])
         try:
@@ -56,7 +69,10 @@ class WebhookHttp:
             for event in (_request(url, headers, body, proxy), h11.Data(data=body), h11.EndOfMessage()):
                 writer.write(connection.send(event) or b"")
             await writer.drain()
-            return await _status(connection, reader)
+            head = await _head(connection, reader)
+            found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in head.headers}
+            text = await _body(connection, reader, limit_bytes) if limit_bytes else b""
+            return HttpAnswer(status=head.status_code, headers=found, body=text)
         finally:
             writer.transport.abort()
 
@@ -115,12 +131,28 @@ def _request(url: SplitResult, headers: Mapping[str, str], body: bytes, proxy: s
     return h11.Request(method="POST", target=whole, headers=list({**fixed, **headers}.items()))
 
 
-async def _status(connection: h11.Connection, reader: asyncio.StreamReader) -> int:
+async def _head(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Response:
     while True:
         event = connection.next_event()
         if isinstance(event, h11.Response):
-            return event.status_code
+            return event
         if event is h11.NEED_DATA:
             connection.receive_data(await reader.read(READ_BYTES))
         elif not isinstance(event, h11.InformationalResponse):
             raise Unavailable("closed the connection without an answer")
+
+
+async def _body(connection: h11.Connection, reader: asyncio.StreamReader, limit_bytes: int) -> bytes:
+    found = bytearray()
+    while True:
+        event = connection.next_event()
+        if isinstance(event, h11.Data):
+            found += event.data
+            if len(found) > limit_bytes:
+                raise FailedPrecondition(f"answers with more than {limit_bytes:,} bytes")
+        elif event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(READ_BYTES))
+        elif isinstance(event, h11.EndOfMessage):
+            return bytes(found)
+        else:
+            raise Unavailable("closed the connection in the middle of its answer")

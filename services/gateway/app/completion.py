@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from fanlight.contract.needs import SAFETY_CHECKER
 from fanlight.errors import FailedPrecondition, InvalidField, LeaseLost, NotFound, ResultRefused
 from services.gateway.app.control_cache import ControlImageCache
 from services.gateway.app.core import Core
@@ -22,8 +23,9 @@ from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain import blame, machine
 from services.gateway.domain.circuit_breaker import FAILURES_ALLOWED
-from services.gateway.domain.job import Failure, Fault, Job, Output, Span, Task, task_name
+from services.gateway.domain.job import Failure, Fault, Job, Output, Span, Task, TaskState, task_name
 from services.gateway.domain.machine import LeaseStatus
+from services.gateway.domain.moderation import Policy
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -32,6 +34,8 @@ log = get_logger()
 IMAGE = "image"
 # The reason of a circuit breaker for a node whose claim that a request is at fault was wrong.
 DISPROVED = "REQUEST_FAULT_DISPROVED"
+
+_HIDING = frozenset(f"{SAFETY_CHECKER}:{each}" for each in (Policy.BLUR, Policy.BLOCK))
 
 # Whether the gateway's own check of the task's request finds the same fault; the failure names the task's field.
 Confirms = Callable[[Job, Task, Failure], bool]
@@ -75,8 +79,9 @@ class Completion:
         cache: ControlImageCache,
         dead_letters: DeadLetters,
         checks: Mapping[str, TaskChecks],
+        judge: Callable[[str, int], None] = lambda job_id, number: None,
     ) -> None:
-        """`checks`: of the results of each stage that has some."""
+        """`checks`: of the results of each stage that has some. `judge`: is told of results that wait for a verdict."""
         self._job_store = core.job_store
         self._leases = core.leases
         self._workers = core.workers
@@ -93,6 +98,7 @@ class Completion:
         self._dead_letters = dead_letters
         self._results = ResultChecker(core.blobs)
         self._checks = checks
+        self._judge = judge
 
     def statistics(self, caller: Caller = OPERATOR) -> Sequence[QueueLine]:
         """How much waits, by stage and checkpoint; only of jobs that the caller may see."""
@@ -118,6 +124,9 @@ class Completion:
 
     def _take_progress(self, lease: LiveLease, reported: TaskProgress) -> None:
         job_id, number = lease.key
+        job = self._job_store.open_job(job_id)
+        if job is None or hides_previews(job):
+            reported = replace(reported, preview=b"")
         self._leases.note_progress(lease, reported)
         self._hub.publish(job_id, replace(reported, task=number))
 
@@ -148,6 +157,7 @@ class Completion:
             lambda job: machine.complete(job, number, token, outputs=outputs, spans=spans, now_s=now_s),
         )
         log.info("task_completed", task=task_name(job_id, number), job_state=job.state.value)
+        self._judge(job_id, number)
         if job.check is None:
             await self._cache_output(job, number)
         if not is_again:
@@ -234,14 +244,16 @@ class Completion:
         )
 
     async def _cache_output(self, job: Job, number: int) -> None:
-        """Cache a control image, where the same annotation may be requested again."""
+        """Cache a control image, where the same annotation may be requested again; not one that waits for a verdict."""
         task = job.tasks[number - 1]
         request = job.request_of(task)
-        if task.lease is None or task.inputs or not request.facts.annotator:
+        if task.state is not TaskState.SUCCEEDED or task.lease is None or task.inputs or not request.facts.annotator:
             return
         annotator = self._workers.offers.annotator_of(task.lease.worker, request.facts.annotator)
         if annotator is not None:
-            await self._cache.keep(request, annotator, task.outputs[0], node=task.lease.node)
+            # The message names its image by digest, in clear text.
+            sources = [blob.digest for blob in job.blobs if blob.digest.encode() in request.message]
+            await self._cache.keep(request, annotator, task.outputs[0], node=task.lease.node, sources=sources)
 
     async def end_attempt(
         self, token: str, fault: Fault | None, failure: Failure, confirms: Confirms | None = None
@@ -389,6 +401,11 @@ class Completion:
             return await self._job_store.get(job_id)
         except NotFound as error:
             raise LeaseLost("the job is gone; drop the work") from error
+
+
+def hides_previews(job: Job) -> bool:
+    """Whether its previews would show what may be withheld, blurred or blocked later."""
+    return job.is_judged or any(not _HIDING.isdisjoint(each.facts.needs) for each in job.requests)
 
 
 def _stalled(live: LiveLease, idle_s: float) -> Failure:

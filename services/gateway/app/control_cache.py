@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import heapq
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fanlight.errors import AlreadyExists, Conflict, FanlightError
@@ -78,6 +79,8 @@ class CachedImage:
     used_s: float = 0.0
     # The id of the node that made it; empty if unknown.
     node: str = ""
+    # Digests of the images that it was made of, in the same scope; none in records of an older Fanlight.
+    sources: tuple[str, ...] = ()
 
 
 IMAGES: Codec[CachedImage] = Codec(CachedImage)
@@ -110,6 +113,9 @@ class ControlImageCache:
         self._limit = limit
         self._budget_bytes = budget_bytes
         self._entries = LruIndex()
+        # Keys by the scope and digest of the image, and of each image that it was made of; and the reverse.
+        self._of_blob: dict[tuple[str, str], set[str]] = {}
+        self._blobs_of: dict[str, frozenset[tuple[str, str]]] = {}
         self._hits = self._misses = 0
 
     @property
@@ -125,12 +131,39 @@ class ControlImageCache:
     async def follow(self) -> None:
         async for change in self._store.watch(BUCKET):
             if isinstance(change, Deleted):
-                self._entries.drop(change.key)
+                self._drop(change.key)
             elif not isinstance(change, CaughtUp):
                 image = self._store.read(IMAGES, BUCKET, change)
                 # An unreadable entry is evicted first.
                 size_bytes, used_s = (image.blob.size_bytes, image.used_s) if image else (0, 0.0)
                 self._entries.note(change.key, size_bytes, used_s)
+                if image is not None:
+                    self._index(change.key, image)
+
+    def _index(self, key: str, image: CachedImage) -> None:
+        blobs = frozenset((image.blob.scope, digest) for digest in (image.blob.digest, *image.sources))
+        self._blobs_of[key] = blobs
+        for blob in blobs:
+            self._of_blob.setdefault(blob, set()).add(key)
+
+    def _drop(self, key: str) -> None:
+        self._entries.drop(key)
+        for blob in self._blobs_of.pop(key, frozenset()):
+            self._of_blob[blob].discard(key)
+            if not self._of_blob[blob]:
+                del self._of_blob[blob]
+
+    async def forget_blob(self, scope: str, digest: str) -> Sequence[BlobInfo]:
+        """Drop the entries of that image and of those that were made of it; the latter, which are still stored."""
+        made: list[BlobInfo] = []
+        for key in sorted(self._of_blob.get((scope, digest), ())):
+            record = await self._store.get(BUCKET, key)
+            image = self._store.read(IMAGES, BUCKET, record) if record else None
+            if image is not None and image.blob.digest != digest:
+                made.append(image.blob)
+            await self._store.delete(BUCKET, key)
+            self._drop(key)
+        return made
 
     async def find(self, request: StageRequest, annotator: AnnouncedAnnotator) -> Output | None:
         """A cache hit: what this annotator made of the same image before, if its blob still exists."""
@@ -155,14 +188,30 @@ class ControlImageCache:
                 value = IMAGES.encode(replace(image, used_s=now_s))
                 await self._store.put(BUCKET, record.key, value, revision=record.revision)
 
-    async def keep(self, request: StageRequest, annotator: AnnouncedAnnotator, made: Output, *, node: str = "") -> None:
-        """Cache what that node made, and evict what no longer fits."""
+    async def keep(
+        self,
+        request: StageRequest,
+        annotator: AnnouncedAnnotator,
+        made: Output,
+        *,
+        node: str = "",
+        sources: Sequence[str] = (),
+    ) -> None:
+        """Cache what that node made of images with those digests, and evict what no longer fits."""
         if not annotator.deterministic:
             return
         key, now_s = cache_key(request, annotator), self._clock.now_s()
-        image = CachedImage(blob=made.blob, width_px=made.width_px, height_px=made.height_px, used_s=now_s, node=node)
+        image = CachedImage(
+            blob=made.blob,
+            width_px=made.width_px,
+            height_px=made.height_px,
+            used_s=now_s,
+            node=node,
+            sources=tuple(sources),
+        )
         await self._write(key, IMAGES.encode(image))
         self._entries.note(key, made.blob.size_bytes, now_s)
+        self._index(key, image)
         await self._evict()
 
     async def purge(self, node: str) -> int:
@@ -172,7 +221,7 @@ class ControlImageCache:
             for record in records:
                 image = self._store.read(IMAGES, BUCKET, record)
                 if image is not None and image.node == node:
-                    self._entries.drop(record.key)
+                    self._drop(record.key)
                     await self._store.delete(BUCKET, record.key)
                     dropped += 1
             before = records[-1].key
@@ -188,7 +237,7 @@ class ControlImageCache:
                 # Another gateway used it, and the change has not arrived here yet.
                 entries.note(last.key, image.blob.size_bytes, image.used_s)
                 continue
-            entries.drop(last.key)
+            self._drop(last.key)
             await self._store.delete(BUCKET, last.key)
 
     async def _write(self, key: str, value: bytes) -> None:

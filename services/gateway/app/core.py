@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fanlight.contract.shipped import ShippedAnnotator
+from services.gateway.app.audit_log import AuditLog
 from services.gateway.app.circuit_breakers import CircuitBreakers
 from services.gateway.app.heartbeats import Heartbeats
+from services.gateway.app.job_references import JobReferences
 from services.gateway.app.job_store import JobStore
 from services.gateway.app.leases import LeaseTable, RandomBytes
 from services.gateway.app.queue_index import Deadlines, Notifier, QueueIndex
@@ -28,6 +30,8 @@ from services.kernel.blobs import BlobStore
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
     job_store: JobStore
+    references: JobReferences
+    audit: AuditLog
     leases: LeaseTable
     scheduler: Scheduler
     queue_index: QueueIndex
@@ -72,7 +76,14 @@ def core_of(
     )
     scheduler = Scheduler(Replication(policy))
     sources, opinions, deadlines = SourceBackoffs(clock), SecondOpinions(clock), Deadlines(clock)
-    quotas = Quotas(store, clock, settings)
+    audit = AuditLog(
+        store,
+        clock,
+        random_bytes,
+        retention_s=settings.audit_retention_s,
+        retention_count=settings.audit_retention_count,
+    )
+    quotas = Quotas(store, clock, settings, audit)
     if isinstance(blobs, Budgeted):
         quotas.measure("blob_bytes", blobs.used_bytes_of)
     queue_index = QueueIndex(scheduler, notifier, sources, clock, quotas.share_of)
@@ -85,11 +96,16 @@ def core_of(
     )
     webhooks = Webhooks(store, clock, random_bytes)
     quotas.measure("webhooks", webhooks.count_of)
+    references = JobReferences()
+    jobs.observe(references.observe)
+    jobs.on_gone(references.forget)
     for part in (leases, sources, queue_index, deadlines, opinions, workers, webhooks):
         jobs.observe(part.observe)
     jobs.observe(lambda job: hub.publish(job.id, job))
     return Core(
         job_store=jobs,
+        references=references,
+        audit=audit,
         leases=leases,
         scheduler=scheduler,
         queue_index=queue_index,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fanlight.errors import AlreadyExists, FailedPrecondition, InvalidField, NotFound
+from services.gateway.app.audit_log import AuditLog
 from services.gateway.app.core import Core
 from services.gateway.app.records import Codec, Records
 from services.gateway.app.tenants import OPERATOR, Caller
@@ -35,8 +36,8 @@ LETTERS: Codec[DeadLetter] = Codec(DeadLetter)
 
 
 class DeadLetters:
-    def __init__(self, store: Records) -> None:
-        self._store = store
+    def __init__(self, store: Records, audit: AuditLog) -> None:
+        self._store, self._audit = store, audit
 
     async def keep(self, job: Job) -> None:
         """Write a letter for every dead task of the job; existing letters stay."""
@@ -77,6 +78,10 @@ class DeadLetters:
                 if letter is not None and (caller.is_operator or letter.tenant == caller.tenant)
             ]
             key = records[-1].key
+        others = {letter.tenant for letter in found[:limit]} - {caller.tenant}
+        if others:
+            tenant = others.pop() if len(others) == 1 else "*"
+            await self._audit.note_read("dead_letters.list", f"tenants/{tenant}/dead-letters", tenant=tenant)
         return found[:limit]
 
     async def get(self, task: str, caller: Caller = OPERATOR) -> DeadLetter:
@@ -85,6 +90,7 @@ class DeadLetters:
         letter = self._store.read(LETTERS, BUCKET, record) if record else None
         if letter is None or not (caller.is_operator or letter.tenant == caller.tenant):
             raise NotFound("there is no such dead letter", field="task")
+        await self._audit.note_read("dead_letters.read", f"dead-letters/{task}", tenant=letter.tenant)
         return letter
 
     async def forget(self, job: Job) -> None:
@@ -110,13 +116,19 @@ class Redrives:
         self._blobs = core.blobs
         self._clock = core.clock
         self._letters = letters
+        self._audit = core.audit
 
     async def redrive(self, task: str, caller: Caller) -> Job:
         """Retry the job of that dead letter with new attempts, and delete the letter.
 
         NotFound: no such letter. FailedPrecondition: the job is deleted or runs already, or its images are deleted.
         """
-        letter = await self._letters.get(task, caller)
+        async with self._audit.change("dead_letters.redrive", f"dead-letters/{task}", caller=caller) as change:
+            letter = await self._letters.get(task, caller)
+            change.tenant = letter.tenant
+            return await self._redrive(letter)
+
+    async def _redrive(self, letter: DeadLetter) -> Job:
         job_id = letter.task.split("/")[1]
         try:
             job = await self._job_store.fresh(job_id)

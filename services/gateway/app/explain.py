@@ -177,6 +177,8 @@ def _needs(kind: TaskKind) -> list[str]:
 def _summary(job: Job, tasks: Sequence[TaskExplanation]) -> str:
     if job.state.ended:
         return f"it has ended: {job.state.value}"
+    if not tasks and any(task.state is TaskState.JUDGING for task in job.tasks):
+        return "its results wait for the operator's moderation"
     if not tasks:
         return "all its tasks are running"
     return f"task {tasks[0].task} waits: {tasks[0].why}"

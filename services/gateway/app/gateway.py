@@ -8,6 +8,7 @@ from typing import Any
 from fanlight.contract.shipped import ShippedAnnotator, shipped_annotators
 from fanlight.errors import FanlightError, NotFound, Unavailable
 from services.gateway.app import (
+    audit_log,
     capabilities,
     circuit_breakers,
     control_cache,
@@ -26,6 +27,7 @@ from services.gateway.app.control_cache import CacheFigures, ControlImageCache
 from services.gateway.app.core import core_of
 from services.gateway.app.data_keys import DataKeys
 from services.gateway.app.dead_letters import DeadLetters, Redrives
+from services.gateway.app.deletion import Deletions
 from services.gateway.app.explain import Explainer
 from services.gateway.app.image_checks import ImageChecks
 from services.gateway.app.job_store import PROBE_INTERVAL_S, IdempotencyKeys, StoreProbe
@@ -34,14 +36,15 @@ from services.gateway.app.keys import Keys
 from services.gateway.app.lease_rights import ImagesOf, LeaseRights
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.leasing import Polls
+from services.gateway.app.moderation import Moderation
 from services.gateway.app.nodes import Nodes
 from services.gateway.app.prefetch import PrefetchClaims
-from services.gateway.app.records import Codec, Records, refuse_other_format
+from services.gateway.app.records import Codec, DamagedRecord, Records, refuse_other_format
 from services.gateway.app.result_checks import Judge, ResultChecks, TaskChecks
 from services.gateway.app.retention import BlobRetention, ClockWatch, JobRetention
 from services.gateway.app.sealing import Sealing
 from services.gateway.app.submission import JobPlanner, SourceImages
-from services.gateway.app.tenant_deletion import TenantDeletion
+from services.gateway.app.tenant_deletion import TenantDeletions
 from services.gateway.app.webhooks import WebhookOptions
 from services.gateway.config import GatewayLimits, GatewaySettings
 from services.gateway.domain.circuit_breaker import FAILURES_MAX
@@ -62,6 +65,8 @@ WEBHOOK_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 60.0
 # Those whose records have a format version.
 BUCKETS = (
+    audit_log.BUCKET,
+    audit_log.CHAINS_BUCKET,
     control_cache.BUCKET,
     capabilities.BUCKET,
     dead_letters.BUCKET,
@@ -88,6 +93,7 @@ UNFOLLOWED: Mapping[str, Codec[Any]] = {
 }
 BLOB_SWEEP_INTERVAL_S = 3_600.0
 SEAL_SWEEP_INTERVAL_S = 600.0
+DELETION_INTERVAL_S = 2.0
 
 
 class Gateway:
@@ -127,22 +133,40 @@ class Gateway:
         images = SourceImages(blobs, limit_bytes=settings.image_limit_bytes)
         self.probe = StoreProbe(records, clock, blobs)
         self.workers = core.workers
-        self.nodes = Nodes(records, clock, random_bytes, credential_ttl_s=settings.credential_lifetime_s)
-        self.keys = Keys(records, clock, random_bytes)
+        self.audit = core.audit
+        self.nodes = Nodes(records, clock, random_bytes, core.audit, credential_ttl_s=settings.credential_lifetime_s)
+        self.keys = Keys(records, clock, random_bytes, core.audit)
         self.quotas = core.quotas
+        self.keys.close_for(self.quotas.is_closed)
+        core.webhooks.close_for(self.quotas.is_closed)
         self.sealing = Sealing(data_keys, records, blobs)
-        self.tenant_deletion = TenantDeletion(records, blobs, self.keys, self.quotas, self.sealing)
-        self.dead_letters = DeadLetters(records)
+        self.dead_letters = DeadLetters(records, core.audit)
         self.redrives = Redrives(core, self.dead_letters)
         self.explanations = Explainer(core)
         self._prefetches = PrefetchClaims(records, core.scheduler, clock)
-        self.jobs = Jobs(core, requests, JobPlanner(images, self._cache, core.workers, random_bytes))
+        self.moderation = Moderation(core, random_bytes, is_shared=is_shared)
+        planner = JobPlanner(images, self._cache, core.workers, random_bytes)
+        self.jobs = Jobs(core, requests, planner, self.moderation)
+        self.deletions = Deletions(core, self.jobs, requests, self._cache, self.dead_letters, core.audit)
+        self.tenant_deletions = TenantDeletions(
+            records,
+            blobs,
+            core.job_store,
+            self.keys,
+            self.quotas,
+            self.sealing,
+            self.deletions,
+            core.audit,
+            clock,
+            is_shared=is_shared,
+            is_creating=self.jobs.is_creating,
+        )
         judge = Judge(note_checked=self._note_checked, leave_out=self._leave_out)
         checks: dict[str, TaskChecks] = {
             PREPROCESS: ResultChecks(core, judge),
             DIFFUSION: ImageChecks(core, judge, thumbnail),
         }
-        self.queue = Completion(core, self._cache, self.dead_letters, checks)
+        self.queue = Completion(core, self._cache, self.dead_letters, checks, self.moderation.hurry)
         self.polls = Polls(core, self.queue)
         self._retention = JobRetention(core.job_store, requests, core.webhooks, clock, core.quotas)
         self._blob_retention = BlobRetention(core.job_store, blobs, clock, settings, core.quotas)
@@ -165,6 +189,7 @@ class Gateway:
         self._stopping.set()
         self.polls.drain()
         self.jobs.drain()
+        self.audit.drain()
 
     async def load(self) -> None:
         """Read what the store has besides jobs; retries until the store answers. Before `run`.
@@ -193,6 +218,7 @@ class Gateway:
             group.create_task(self._every(SWEEP_INTERVAL_S, self.sweep))
             group.create_task(self._every(PROBE_INTERVAL_S, self._probe))
             group.create_task(self._every(BLOB_SWEEP_INTERVAL_S, self._sweep_blobs))
+            group.create_task(self._every(DELETION_INTERVAL_S, self.tenant_deletions.run))
             group.create_task(self._every(SEAL_SWEEP_INTERVAL_S, self.sealing.sweep))
             group.create_task(self._expire())
             group.create_task(self._every(WEBHOOK_INTERVAL_S, lambda: self._core.webhooks.run(group)))
@@ -203,10 +229,11 @@ class Gateway:
                 follow.cancel()
 
     def _followed(self) -> Sequence[Coroutine[Any, Any, None]]:
-        """Watches over the store, by which this gateway learns of the others' changes."""
+        """Verdicts, and watches over the store, by which this gateway learns of the others' changes."""
         core = self._core
         ours = [core.job_store.follow(), core.circuit_breakers.follow(), core.webhooks.follow(), self._cache.follow()]
-        ours += [self.nodes.follow(), self.keys.follow(), self.quotas.follow()]
+        ours += [self.moderation.run(), self.nodes.follow(), self.keys.follow(), self.quotas.follow()]
+        ours.append(self.audit.follow())
         return [*ours, core.workers.follow(), core.heartbeats.follow()] if self._is_shared else ours
 
     async def sweep(self) -> None:
@@ -216,6 +243,8 @@ class Gateway:
             await self.workers.sweep()
             await self.nodes.sweep()
             await self.keys.sweep()
+            await self.tenant_deletions.sweep()
+            await self.audit.sweep()
             await self._core.circuit_breakers.sweep()
             await self._core.heartbeats.sweep()
             await self._blob_retention.make_room()
@@ -232,9 +261,21 @@ class Gateway:
 
     async def purge_node(self, node_id: str) -> int:
         """Drop the cached control images that the node made; returns how many."""
-        dropped = await self._cache.purge(node_id)
+        async with self.audit.change("nodes.purge", f"nodes/{node_id}", steps=True) as change:
+            dropped = await self._cache.purge(node_id)
+            change.detail = f"{dropped} cached control images"
         log.info("node_purged", node=node_id, dropped=dropped)
         return dropped
+
+    async def remove_damaged(self, bucket: str, key: str) -> DamagedRecord:
+        """NotFound where there is none, or where it can be read."""
+        async with self.audit.change("damaged_records.remove", f"damaged-records/{bucket}/{key}"):
+            return await self.records.remove_damaged(bucket, key)
+
+    async def rotate_data_key(self, tenant: str) -> int:
+        """The number of the tenant's new data key. FailedPrecondition where nothing is sealed; NotFound."""
+        async with self.audit.change("data_keys.rotate", f"tenants/{tenant}", tenant=tenant, steps=True):
+            return await self.sealing.rotate(tenant)
 
     def workers_of(self, node_id: str) -> Sequence[str]:
         """Ids of the node's live workers."""

@@ -65,6 +65,7 @@ class JobStore:
         self._store = store
         self._open: dict[str, _StoredJob] = {}
         self._observers: list[Observer] = []
+        self._gone: list[Callable[[str], None]] = []
         # By id, in the order in which this process learned of the end.
         self._ended: dict[str, EndedJob] = {}
         self.caught_up = asyncio.Event()
@@ -72,6 +73,10 @@ class JobStore:
     def observe(self, observer: Observer) -> None:
         """Call it with every new state of every job; also with the states found when the gateway starts."""
         self._observers.append(observer)
+
+    def on_gone(self, gone: Callable[[str], None]) -> None:
+        """Call it with the id of every job that is deleted."""
+        self._gone.append(gone)
 
     @property
     def open_jobs(self) -> Iterable[Job]:
@@ -131,8 +136,9 @@ class JobStore:
         raise Conflict(f"jobs/{job_id} changes too often")
 
     async def forget(self, job_id: str) -> None:
+        """Delete it. Whoever works on it loses the lease."""
         await self._store.delete(JOBS_BUCKET, job_id)
-        self._ended.pop(job_id, None)
+        self._drop(job_id)
 
     async def follow(self) -> None:
         """Take in what is in the store, then what others write to it; ends when the store is closed."""
@@ -184,6 +190,8 @@ class JobStore:
         stored = self._open.pop(job_id, None)
         if stored is not None:
             self._publish(machine.cancel(stored.job, now_s=stored.job.create_time_s))
+        for gone in self._gone:
+            gone(job_id)
 
     def _decoded(self, record: Record) -> Job | None:
         stored = self._open.get(record.key)

@@ -19,15 +19,18 @@ from fanlight.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from services.gateway.app.audit_log import THE_GATEWAY, acting
 from services.gateway.app.core import Core
 from services.gateway.app.job_store import IdempotencyKeys
 from services.gateway.app.leases import RandomBytes
+from services.gateway.app.moderation import Moderation
 from services.gateway.app.submission import JobPlanner, NewJob
 from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import Subscription, TaskProgress
 from services.gateway.domain import machine, plan
 from services.gateway.domain.delivery import Delivery
 from services.gateway.domain.job import Job, JobState
+from services.gateway.domain.moderation import Policy, stricter
 from services.gateway.domain.nodes import pool_need
 from services.kernel.logs import get_logger
 
@@ -90,7 +93,7 @@ class Page:
 
 
 class Jobs:
-    def __init__(self, core: Core, requests: IdempotencyKeys, planner: JobPlanner) -> None:
+    def __init__(self, core: Core, requests: IdempotencyKeys, planner: JobPlanner, moderation: Moderation) -> None:
         self._job_store = core.job_store
         self._leases = core.leases
         self._queue_index = core.queue_index
@@ -98,12 +101,14 @@ class Jobs:
         self._workers = core.workers
         self._webhooks = core.webhooks
         self._quotas = core.quotas
+        self._audit = core.audit
         self._clock = core.clock
         self._random_bytes = core.random_bytes
         self._settings = core.settings
         self._limits = core.limits
         self._requests = requests
         self._planner = planner
+        self._moderation = moderation
         self._reserved: Counter[str] = Counter()
         self._draining = False
         pairs = filter(None, core.settings.tenant_pools.split(","))
@@ -117,7 +122,7 @@ class Jobs:
         """Store the images, then the job; durable on return. The same request id and content returns the original job.
 
         NotFound: no such blob. AlreadyExists: the request id was used with other content. ResourceExhausted: too
-        many tasks wait.
+        many tasks wait. ContentBlocked, ModerationUnavailable: the operator's moderation does not let it pass.
         """
         first = await self._requests.job_of(new.request_id, new.content_digest, caller.tenant)
         if first is not None and (job := await self._find(first)) is not None:
@@ -128,6 +133,8 @@ class Jobs:
         self._require_blob_bytes(new, caller)
         with self._room_for(new.draft.tasks_limit, caller):
             made = await self._plan(new, caller)
+            if self._quotas.is_closed(caller.tenant):
+                raise FailedPrecondition(f"the tenant {caller.tenant} is being deleted")
             claim = self._requests.claim(new.request_id, new.content_digest, caller.tenant, made.id)
             try:
                 job = await self._job_store.create(made, after=claim)
@@ -159,27 +166,43 @@ class Jobs:
             return error
 
     async def _plan(self, new: NewJob, caller: Caller) -> Job:
+        policy = self._moderation.policy_of(caller.tenant)
         pool = self._pool_of(new, caller)
-        draft = await self._planner.plan(new.draft, caller)
+        draft = await self._planner.plan(new.draft.under(policy), caller)
         self._require_pool(draft, pool)
+        verdict = await self._moderation.judge_request(draft, caller.tenant, policy)
+        if stricter(verdict.least_policy, policy) is not policy:
+            draft = await self._planner.plan(new.draft.under(verdict.least_policy), caller)
+            self._require_pool(draft, pool)
+        is_judged = self._moderation.is_asked(policy)
+        # Of a pool's job no other node's work is used; a result that is judged is made.
+        makes_all = bool(pool) or (is_judged and bool(draft.requests[0].facts.annotator))
         now_s = self._clock.now_s()
-        return plan.create(
+        made = plan.create(
             draft,
             job_id=new_id(now_s, self._random_bytes),
             request_id=new.request_id,
             priority=new.priority,
             now_s=now_s,
-            # Of a pool's job no other node's work is used.
-            made_before={} if pool else await self._planner.made_before(draft),
+            made_before={} if makes_all else await self._planner.made_before(draft),
             tenant=caller.tenant,
             deadline_s=now_s + new.deadline_s if new.deadline_s else 0.0,
             webhook_url=new.webhook_url,
             pool=pool,
         )
+        shown = "" if policy is Policy.OFF else policy.value
+        return replace(made, labels=verdict.labels, policy=shown, is_judged=is_judged)
 
     def _pool_of(self, new: NewJob, caller: Caller) -> str:
-        """Empty for any. InvalidField where the tenant is bound to another pool."""
+        """Empty for any. InvalidField where the tenant is bound to another pool; FailedPrecondition for two."""
         bound = self._quotas.pool_of(caller.tenant) or self._tenant_pools.get(caller.tenant, "")
+        checked = self._moderation.pool_of(caller.tenant)
+        if bound and checked and bound != checked:
+            raise FailedPrecondition(
+                f"your jobs are bound to the pool {bound} and by the policy on content to {checked}; ask the operator",
+                field="pool",
+            )
+        bound = bound or checked
         if bound and new.pool not in ("", bound):
             raise InvalidField(f"is {new.pool}; your jobs are bound to the pool {bound}", field="pool")
         return new.pool or bound
@@ -210,7 +233,7 @@ class Jobs:
         total = self._limits.waiting_tasks_total
         if self._queue_index.count + self._reserved.total() + tasks > total:
             raise ResourceExhausted(
-                f"{self._queue_index.count} tasks are waiting; the limit is {total}; try again later",
+                "the gateway has as many waiting tasks as it may have; try again later",
                 retry_after_s=self._limits.retry_after_s,
             )
         waiting = self._queue_index.count_of(caller.tenant) + self._reserved[caller.tenant]
@@ -224,6 +247,10 @@ class Jobs:
             if not self._reserved[caller.tenant]:
                 del self._reserved[caller.tenant]
 
+    def is_creating(self, tenant: str) -> bool:
+        """Whether jobs of the tenant are being created here."""
+        return self._reserved[tenant] > 0
+
     async def _find(self, job_id: str) -> Job | None:
         try:
             return self._leases.with_progress(await self._job_store.get(job_id))
@@ -232,10 +259,15 @@ class Jobs:
 
     async def get(self, name: str, caller: Caller = OPERATOR) -> Job:
         """By its name `jobs/{id}`. NotFound, also for another tenant's job."""
+        job = await self._seen(name, caller)
+        await self._audit.note_read("jobs.read", job.name, tenant=job.tenant)
+        return self._leases.with_progress(job)
+
+    async def _seen(self, name: str, caller: Caller) -> Job:
         job = await self._job_store.get(_id_of(name))
         if not caller.sees(job):
             raise NotFound("there is no such job", field="name")
-        return self._leases.with_progress(job)
+        return job
 
     async def list(
         self, *, page_size: int, page_token: str, only: JobFilter = ALL_JOBS, caller: Caller = OPERATOR
@@ -256,17 +288,35 @@ class Jobs:
                 if job is not None and caller.sees(job) and only.matches(job):
                     found.append(self._leases.with_progress(job))
                 if len(found) == size:
-                    return Page(jobs=found, next_token=before)
+                    return await self._noted(Page(jobs=found, next_token=before), caller)
             searched += len(jobs)
             if len(jobs) < limit:
-                return Page(jobs=found, next_token="")
-        return Page(jobs=found, next_token=before)
+                before = ""
+                break
+        return await self._noted(Page(jobs=found, next_token=before), caller)
+
+    async def _noted(self, page: Page, caller: Caller) -> Page:
+        others = {job.tenant for job in page.jobs} - {caller.tenant}
+        if others:
+            tenant = others.pop() if len(others) == 1 else "*"
+            await self._audit.note_read("jobs.list", f"tenants/{tenant}/jobs", tenant=tenant)
+        return page
 
     async def cancel(self, name: str, caller: Caller = OPERATOR) -> Job:
         """Cancel a job's unfinished tasks; an ended job stays as it is. NotFound."""
-        await self.get(name, caller)
+        job = await self._seen(name, caller)
+        if job.tenant == caller.tenant or acting.get() is THE_GATEWAY:
+            return await self._cancel(job)
+        async with self._audit.change("jobs.cancel", job.name, tenant=job.tenant, caller=caller):
+            return await self._cancel(job)
+
+    async def ended(self, name: str, caller: Caller) -> Job:
+        """The job, cancelled where it had not ended, without an entry of its own: for who deletes it. NotFound."""
+        return await self._cancel(await self._seen(name, caller))
+
+    async def _cancel(self, job: Job) -> Job:
         now_s = self._clock.now_s()
-        return await self._job_store.change(_id_of(name), lambda job: machine.cancel(job, now_s=now_s))
+        return await self._job_store.change(job.id, lambda job: machine.cancel(job, now_s=now_s))
 
     async def webhook(self, name: str, caller: Caller = OPERATOR) -> Delivery:
         """The job's webhook delivery, with every attempt. NotFound."""

@@ -19,6 +19,7 @@ from fanlight.errors import (
     ResourceExhausted,
     Unauthenticated,
 )
+from services.gateway.app.audit_log import AuditLog
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.records import Codec, Records
 from services.gateway.app.tenants import Caller
@@ -72,14 +73,26 @@ class CreatedKey:
 class Keys:
     """All keys; changes are compare-and-set."""
 
-    def __init__(self, store: Records, clock: Clock, random_bytes: RandomBytes) -> None:
-        self._store, self._clock, self._random_bytes = store, clock, random_bytes
+    def __init__(self, store: Records, clock: Clock, random_bytes: RandomBytes, audit: AuditLog) -> None:
+        self._store, self._clock, self._random_bytes, self._audit = store, clock, random_bytes, audit
         self._known: dict[str, Key] = {}
         # Uses since the last sweep, by id.
         self._used_s: dict[str, float] = {}
         # Digests of the tokens of the settings: a session that one of them opened ends with it.
         self._tokens: frozenset[str] = frozenset()
         self._token_tenants: frozenset[str] = frozenset()
+        self._is_closed: Callable[[str], bool] = lambda tenant: False
+
+    def close_for(self, is_closed: Callable[[str], bool]) -> None:
+        """Tenants that are being deleted: nobody acts for them."""
+        self._is_closed = is_closed
+
+    def is_closed(self, tenant: str) -> bool:
+        return self._is_closed(tenant)
+
+    def _require_open(self, tenant: str) -> None:
+        if self._is_closed(tenant):
+            raise FailedPrecondition(f"the tenant {tenant} is being deleted; wait for its end", field="tenant")
 
     def use_tokens(self, tokens: Mapping[str, Caller]) -> None:
         """The tokens of the settings; before any call."""
@@ -126,7 +139,7 @@ class Keys:
 
     def _is_valid(self, key: Key) -> bool:
         """A session is valid as long as what opened it."""
-        if not self._tokens or state_of(key, self._clock.now_s()) is not KeyState.ACTIVE:
+        if not self._tokens or self._is_closed(key.tenant) or state_of(key, self._clock.now_s()) is not KeyState.ACTIVE:
             return False
         if not key.is_session or key.subject:
             return True
@@ -145,19 +158,27 @@ class Keys:
             parent = known.parent
         if known is not None and known.expire_s:
             expire_s = min(expire_s, known.expire_s)
-        key = self._new(caller.tenant, caller.role, expire_s=expire_s, parent=parent, is_session=True)
-        return await self._create(replace(key.key, subject=known.subject if known is not None else ""), key.secret)
+        made = self._new(caller.tenant, caller.role, expire_s=expire_s, parent=parent, is_session=True)
+        key = replace(made.key, subject=known.subject if known is not None else "")
+        async with self._audit.change("sessions.open", f"keys/{key.id}", tenant=key.tenant, caller=caller):
+            return await self._create(key, made.secret)
 
     async def open_session_of(self, person: Person) -> CreatedKey:
         expire_s = min(self._clock.now_s() + SESSION_TTL_S, person.expire_s)
         made = self._new(person.tenant, person.role, expire_s=expire_s, parent=person.issuer, is_session=True)
-        return await self._create(replace(made.key, subject=person.subject), made.secret)
+        key = replace(made.key, subject=person.subject)
+        caller = Caller(tenant=key.tenant, role=key.role, key_id=key.id)
+        target = f"keys/{key.id}"
+        async with self._audit.change("sessions.open", target, tenant=key.tenant, caller=caller) as change:
+            change.detail = f"{person.subject} at {person.issuer}"
+            return await self._create(key, made.secret)
 
     async def close_session(self, caller: Caller) -> None:
         """Nothing where the call came with something that is no session."""
         key = self._known.get(caller.key_id)
         if key is not None and key.is_session:
-            await self._store.delete(KEYS_BUCKET, key.id)
+            async with self._audit.change("sessions.close", f"keys/{key.id}", tenant=key.tenant, caller=caller):
+                await self._store.delete(KEYS_BUCKET, key.id)
             self._note(key.id, None)
 
     # Calls of those who manage keys.
@@ -173,7 +194,10 @@ class Keys:
         if role is KeyRole.OPERATOR and tenant != DEFAULT_TENANT:
             raise InvalidField(f"must be {DEFAULT_TENANT} for an operator's key", field="tenant")
         made = self._new(tenant, role, expire_s=self._clock.now_s() + ttl_s if ttl_s else 0.0)
-        created = await self._create(replace(made.key, note=note), made.secret)
+        target = f"keys/{made.key.id}"
+        async with self._audit.change("keys.create", target, tenant=tenant, caller=caller) as change:
+            change.detail = f"role {role}"
+            created = await self._create(replace(made.key, note=note), made.secret)
         log.info("key_created", key=created.key.id, tenant=tenant, role=role, by=caller.name)
         return created
 
@@ -216,8 +240,9 @@ class Keys:
         domain.end_by(old, at_s=now_s + overlap_s, now_s=now_s)
         lifetime_s = old.expire_s - old.create_s if old.expire_s else 0.0
         made = self._new(old.tenant, old.role, expire_s=now_s + lifetime_s if lifetime_s else 0.0, parent=old.id)
-        created = await self._create(replace(made.key, note=old.note), made.secret)
-        await self._change(key_id, lambda key: domain.end_by(key, at_s=now_s + overlap_s, now_s=now_s))
+        async with self._audit.change("keys.rotate", f"keys/{key_id}", tenant=old.tenant, caller=caller, steps=True):
+            created = await self._create(replace(made.key, note=old.note), made.secret)
+            await self._change(key_id, lambda key: domain.end_by(key, at_s=now_s + overlap_s, now_s=now_s))
         log.info("key_rotated", key=key_id, successor=created.key.id, overlap_s=overlap_s, by=caller.name)
         return created
 
@@ -225,7 +250,8 @@ class Keys:
         key = self.get(caller, key_id)
         _require_gives(caller, key.role)
         now_s = self._clock.now_s()
-        revoked = await self._change(key_id, lambda key: domain.revoke(key, now_s=now_s))
+        async with self._audit.change("keys.revoke", f"keys/{key_id}", tenant=key.tenant, caller=caller):
+            revoked = await self._change(key_id, lambda key: domain.revoke(key, now_s=now_s))
         log.warning("key_revoked", key=key_id, tenant=revoked.tenant, by=caller.name)
         return revoked
 
@@ -278,7 +304,8 @@ class Keys:
         return CreatedKey(key=key, secret=secret)
 
     async def _create(self, key: Key, secret: str) -> CreatedKey:
-        """ResourceExhausted where the tenant has as many as it may have."""
+        """ResourceExhausted where the tenant has as many as it may have; FailedPrecondition while it is deleted."""
+        self._require_open(key.tenant)
         now_s = self._clock.now_s()
         limit = SESSIONS_LIMIT if key.is_session else KEYS_LIMIT
         count = sum(

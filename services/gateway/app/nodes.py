@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from fanlight.contract.audit_log import Actor
 from fanlight.errors import (
     AlreadyExists,
     Conflict,
@@ -18,6 +19,7 @@ from fanlight.errors import (
     ResourceExhausted,
     Unauthenticated,
 )
+from services.gateway.app.audit_log import AuditLog, acting
 from services.gateway.app.leases import RandomBytes
 from services.gateway.app.records import Codec, Records
 from services.gateway.domain import nodes as domain
@@ -86,8 +88,10 @@ class IssuedCredential:
 class Nodes:
     """All nodes and invitations; changes are compare-and-set."""
 
-    def __init__(self, store: Records, clock: Clock, random_bytes: RandomBytes, *, credential_ttl_s: float) -> None:
-        self._store, self._clock, self._random_bytes = store, clock, random_bytes
+    def __init__(
+        self, store: Records, clock: Clock, random_bytes: RandomBytes, audit: AuditLog, *, credential_ttl_s: float
+    ) -> None:
+        self._store, self._clock, self._random_bytes, self._audit = store, clock, random_bytes, audit
         self._ttl_s = credential_ttl_s
         self._known: dict[str, NodeRecord] = {}
         # Ids of nodes that lost their rights, until `pop_ended`.
@@ -190,10 +194,13 @@ class Nodes:
         if len(self._known) >= NODES_LIMIT and node.id not in self._known:
             raise ResourceExhausted(f"there are {NODES_LIMIT:,} nodes; remove some", retry_after_s=600.0)
         first = issue(node)
-        try:
-            await self._store.create(NODES_BUCKET, node.id, NODES.encode(first))
-        except AlreadyExists:
-            first = await self._change(node.id, issue)
+        acting.set(Actor(role="node", key_id=node.id, address=acting.get().address))
+        async with self._audit.change("nodes.join", f"nodes/{node.id}") as change:
+            change.detail = f"by {node.proof}, pool {node.grant.pool}"
+            try:
+                await self._store.create(NODES_BUCKET, node.id, NODES.encode(first))
+            except AlreadyExists:
+                first = await self._change(node.id, issue)
         self._note(node.id, first)
         log.info("node_joined", node=node.id, name=node.name, proof=node.proof, pool=node.grant.pool)
         return IssuedCredential(node=first, credential=token, ttl_s=self._ttl_s)
@@ -213,7 +220,9 @@ class Nodes:
             raise Unauthenticated("this node is not known; join again") from error
         except domain.CopiedCredential:
             log.warning("node_credential_copied", node=parts[1])
-            await self._change(parts[1], domain.end_credentials)
+            async with self._audit.change("nodes.end_credentials", f"nodes/{parts[1]}") as change:
+                change.detail = "a copy of its credential was exchanged"
+                await self._change(parts[1], domain.end_credentials)
             raise
         return IssuedCredential(node=node, credential=fresh, ttl_s=self._ttl_s)
 
@@ -232,7 +241,9 @@ class Nodes:
             expire_s=self._clock.now_s() + ttl_s,
             comment=comment,
         )
-        await self._store.create(INVITES_BUCKET, invite.id, INVITES.encode(invite))
+        async with self._audit.change("invites.create", f"invites/{invite.id}") as change:
+            change.detail = f"{uses} uses, pool {grant.pool}"
+            await self._store.create(INVITES_BUCKET, invite.id, INVITES.encode(invite))
         log.info("node_invited", invite=invite.id, uses=uses, ttl_s=ttl_s, pool=grant.pool)
         return invite, secret
 
@@ -248,9 +259,10 @@ class Nodes:
         return found
 
     async def remove_invite(self, invite_id: str) -> None:
-        if await self._store.get(INVITES_BUCKET, invite_id) is None:
-            raise NotFound("there is no such invitation", field="id")
-        await self._store.delete(INVITES_BUCKET, invite_id)
+        async with self._audit.change("invites.remove", f"invites/{invite_id}"):
+            if await self._store.get(INVITES_BUCKET, invite_id) is None:
+                raise NotFound("there is no such invitation", field="id")
+            await self._store.delete(INVITES_BUCKET, invite_id)
 
     async def _use_invite(self, invite_id: str, secret: str) -> Invite:
         if not _JOIN_CODE_SECRET.fullmatch(secret):
@@ -292,19 +304,23 @@ class Nodes:
         return node is not None and bool(node.revoke_s)
 
     async def drain(self, node_id: str, *, draining: bool) -> NodeRecord:
-        return await self._change(node_id, lambda node: replace(node, draining=draining))
+        async with self._audit.change("nodes.drain" if draining else "nodes.undrain", f"nodes/{node_id}"):
+            return await self._change(node_id, lambda node: replace(node, draining=draining))
 
     async def revoke(self, node_id: str, reason: str) -> NodeRecord:
         now_s = self._clock.now_s()
-        node = await self._change(node_id, lambda node: domain.revoke(node, reason, now_s=now_s))
+        async with self._audit.change("nodes.revoke", f"nodes/{node_id}") as change:
+            change.detail = reason
+            node = await self._change(node_id, lambda node: domain.revoke(node, reason, now_s=now_s))
         log.warning("node_revoked", node=node_id, why=reason)
         return node
 
     async def remove(self, node_id: str) -> None:
-        node = self.get(node_id)
-        if domain.state_of(node, self._clock.now_s()) not in (NodeState.REVOKED, NodeState.EXPIRED):
-            raise FailedPrecondition("it may still work; revoke it first", field="id")
-        await self._store.delete(NODES_BUCKET, node_id)
+        async with self._audit.change("nodes.remove", f"nodes/{node_id}"):
+            node = self.get(node_id)
+            if domain.state_of(node, self._clock.now_s()) not in (NodeState.REVOKED, NodeState.EXPIRED):
+                raise FailedPrecondition("it may still work; revoke it first", field="id")
+            await self._store.delete(NODES_BUCKET, node_id)
         self._note(node_id, None)
 
     async def note_checked(self, node_id: str, *, is_false: bool) -> None:

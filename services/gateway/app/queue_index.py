@@ -20,6 +20,8 @@ from services.gateway.scheduler.shares import NOBODY, Share, Shares, equal_share
 
 # How many of a queue's first tasks are looked at for tenants with much to do.
 LOOK_AMONG = 32
+# Of how many other queues, and how many of each.
+LOOK_FRONTS, LOOK_FRONT = 16, 4
 # How many tasks get another rank a second; the first ones first.
 RERANK_LIMIT = 1_000
 # Of how many kinds of tasks that wait for a source it is looked, each second, whether they still do.
@@ -188,9 +190,14 @@ class QueueIndex:
         def among() -> Sequence[WaitingTask]:
             return self._scheduler.queues.first(queue_of(kind), LOOK_AMONG)
 
+        def fronts() -> Sequence[WaitingTask]:
+            return self._scheduler.queues.fronts(kind.stage, LOOK_FRONTS, LOOK_FRONT)
+
         if task.state is TaskState.QUEUED:
-            return self._shares.enter(key, tenant, create_time_s=job.create_time_s, priority=job.priority, among=among)
-        return self._shares.rank_of(key) if key in self._shares else self._shares.would_enter(tenant, among)
+            return self._shares.enter(
+                key, tenant, create_time_s=job.create_time_s, priority=job.priority, among=among, fronts=fronts
+            )
+        return self._shares.rank_of(key) if key in self._shares else self._shares.would_enter(tenant, among, fronts)
 
     def rerank(self) -> None:
         """Give some tasks whose tenant's order has changed their new rank."""
@@ -314,7 +321,8 @@ class QueueIndex:
 
 def _was_reported(task: Task) -> bool:
     """Its worker reported how it ended; False where a lease was lost."""
-    return task.state is TaskState.SUCCEEDED or bool(task.attempts and task.attempts[-1].ending is Ending.FAILED)
+    is_made = task.state in (TaskState.JUDGING, TaskState.SUCCEEDED)
+    return is_made or bool(task.attempts and task.attempts[-1].ending is Ending.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from aiolimiter import AsyncLimiter
 
-from fanlight.errors import AlreadyExists, Conflict, InvalidField, ResourceExhausted
+from fanlight.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidField, ResourceExhausted
+from services.gateway.app.audit_log import AuditLog
 from services.gateway.app.records import Codec, Records
 from services.gateway.app.tenants import Caller
 from services.gateway.config import GatewaySettings
@@ -64,8 +65,8 @@ def defaults_of(settings: GatewaySettings) -> TenantLimits:
 class Quotas:
     """The tenants' records, and the places that their calls take here. The operator has no limits but the gateway's."""
 
-    def __init__(self, store: Records, clock: Clock, settings: GatewaySettings) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Records, clock: Clock, settings: GatewaySettings, audit: AuditLog) -> None:
+        self._store, self._clock, self._audit = store, clock, audit
         self._defaults = defaults_of(settings)
         self._known: dict[str, TenantRecord] = {}
         self._rates: dict[str, AsyncLimiter] = {}
@@ -140,7 +141,35 @@ class Quotas:
         return [self._known[name] for name in names[:limit]]
 
     async def change(self, name: str, event: Event) -> TenantRecord:
-        """The tenant after the event; created where it has no record."""
+        """The tenant after the event; created where it has no record. FailedPrecondition while it is being deleted."""
+
+        def granted(tenant: TenantRecord) -> TenantRecord:
+            if tenant.is_closed:
+                raise FailedPrecondition(f"the tenant {name} is being deleted; wait for its end", field="name")
+            fresh = TenantRecord(name=name, create_s=self._clock.now_s())
+            return event(fresh if tenant.deletion is not None else tenant)
+
+        async with self._audit.change("tenants.set", f"tenants/{name}", tenant=name):
+            return await self.replace(name, granted)
+
+    def is_closed(self, name: str) -> bool:
+        """Whether the tenant is being deleted."""
+        return self.get(name).is_closed
+
+    def closed(self) -> Sequence[TenantRecord]:
+        """Those that are being deleted."""
+        return [each for each in self._known.values() if each.is_closed]
+
+    def deleted(self) -> Sequence[TenantRecord]:
+        """Those whose deletion has ended."""
+        return [each for each in self._known.values() if each.deletion is not None and each.deletion.end_s]
+
+    def has_uploads(self, name: str) -> bool:
+        """Whether blobs are being written for the tenant at this gateway."""
+        return self._places[name, "uploads"] > 0
+
+    async def replace(self, name: str, event: Event) -> TenantRecord:
+        """As `change`, also while it is being deleted, and without an entry in the audit log."""
         for _ in range(ROUNDS_LIMIT):
             record = await self._store.get(BUCKET, name)
             before = self._store.read(TENANTS, BUCKET, record) if record else None
@@ -148,6 +177,8 @@ class Quotas:
                 self._require_room()
                 before = TenantRecord(name=name, create_s=self._clock.now_s())
             after = event(before)
+            if after is before and record is not None:
+                return after
             try:
                 if record is None:
                     await self._store.create(BUCKET, name, TENANTS.encode(after))

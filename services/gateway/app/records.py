@@ -8,13 +8,24 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from fanlight.errors import FailedPrecondition, FanlightError, NotFound
-from services.gateway.ports import CaughtUp, Change, Clock, Deleted, NewRecord, Record, RecordStore, store_fault
+from services.gateway.ports import (
+    CaughtUp,
+    Change,
+    Clock,
+    Deleted,
+    NewRecord,
+    Record,
+    RecordStore,
+    commits_together,
+    store_fault,
+)
 from services.kernel.logs import get_logger
 
 log = get_logger()
@@ -135,6 +146,21 @@ class DamagedRecord:
         return f"{self.bucket}/{self.key}"
 
 
+W = TypeVar("W")
+
+
+class JoinedWrite(Protocol):
+    """What a change's write takes along, such as the entry of the audit log about it."""
+
+    async def write(self, do: Callable[[NewRecord | None], Coroutine[Any, Any, W]]) -> W:
+        """Call it once, with the record that has to come before the write."""
+        ...
+
+
+# Of the call that is being answered; None where its writes take nothing along.
+joining: ContextVar[JoinedWrite | None] = ContextVar("joining", default=None)
+
+
 class Records:
     """A RecordStore that also reads: it notes which records cannot be."""
 
@@ -144,23 +170,35 @@ class Records:
         # By bucket and key, in the order in which they were found.
         self._damaged: dict[tuple[str, str], DamagedRecord] = {}
 
-    # The store itself
+    # The store itself. A write within `joining` takes along what has to be written with it.
+
+    @property
+    def commits_together(self) -> bool:
+        return commits_together(self._store)
 
     def create(
         self, bucket: str, key: str, value: bytes, *, after: NewRecord | None = None
     ) -> Coroutine[Any, Any, Record]:
+        if after is None and (joined := joining.get()) is not None:
+            return joined.write(lambda after: self._store.create(bucket, key, value, after=after))
         return self._store.create(bucket, key, value, after=after)
 
     def get(self, bucket: str, key: str) -> Coroutine[Any, Any, Record | None]:
         return self._store.get(bucket, key)
 
-    def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Coroutine[Any, Any, Record]:
+    def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Coroutine[Any, Any, Record]:
         self._damaged.pop((bucket, key), None)
-        return self._store.put(bucket, key, value, revision=revision)
+        if after is None and (joined := joining.get()) is not None:
+            return joined.write(lambda after: self._store.put(bucket, key, value, revision=revision, after=after))
+        return self._store.put(bucket, key, value, revision=revision, after=after)
 
-    def delete(self, bucket: str, key: str) -> Coroutine[Any, Any, None]:
+    def delete(self, bucket: str, key: str, *, after: NewRecord | None = None) -> Coroutine[Any, Any, None]:
         self._damaged.pop((bucket, key), None)
-        return self._store.delete(bucket, key)
+        if after is None and (joined := joining.get()) is not None:
+            return joined.write(lambda after: self._store.delete(bucket, key, after=after))
+        return self._store.delete(bucket, key, after=after)
 
     def list(self, bucket: str, *, before: str = "", limit: int) -> Coroutine[Any, Any, Sequence[Record]]:
         return self._store.list(bucket, before=before, limit=limit)

@@ -15,6 +15,7 @@ from services.gateway.app.leases import RandomBytes
 from services.gateway.app.tenants import Caller
 from services.gateway.app.worker_registry import WorkerRegistry
 from services.gateway.domain.job import Output, StageRequest
+from services.gateway.domain.moderation import Policy
 from services.gateway.domain.plan import JobPlan
 from services.kernel.blobs import BlobInfo, BlobStore, ByteRange, media_type_of
 from services.kernel.image_headers import ImageSize, read_size, size_in
@@ -54,6 +55,10 @@ class Draft(Protocol):
     @property
     def tasks_limit(self) -> int:
         """The largest number of tasks that it can become."""
+        ...
+
+    def under(self, policy: Policy) -> "Draft":
+        """With what a policy asks for at least, where workers can check images. FailedPrecondition if none can."""
         ...
 
     def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:

@@ -4,10 +4,11 @@ import base64
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import filterfalse
 from pathlib import Path
 from typing import Protocol
 
-from fanlight.contract.names import DEFAULT_SCOPE, parse_scope
+from fanlight.contract.names import DEFAULT_SCOPE, is_reference, parse_scope
 from fanlight.errors import InvalidField, NotFound, PermissionDenied
 from services.gateway.domain.job import DEFAULT_TENANT, Job
 from services.gateway.domain.keys import RIGHTS, KeyRole, Right
@@ -59,8 +60,15 @@ class Caller:
         return named
 
     def without_secrets(self, status: WorkerStatus) -> WorkerStatus:
-        """A worker's status as the caller may see it: tenants do not see the tasks."""
-        return status if self.is_operator else replace(status, tasks=())
+        """A worker's status as the caller may see it.
+
+        Tenants see neither the tasks nor what others' tasks left behind: models by reference, and what failed.
+        """
+        if self.is_operator:
+            return status
+        held = ("vram_models", "ram_models", "disk_models", "unfetched_models")
+        ids = {each: frozenset(filterfalse(is_reference, getattr(status.worker, each))) for each in held}
+        return replace(status, worker=replace(status.worker, **ids), tasks=(), avoided=())  # type: ignore[arg-type]  # by name
 
     def sees(self, job: Job) -> bool:
         return self.is_operator or (job.tenant == self.tenant and job.check is None)
@@ -75,6 +83,10 @@ OPERATOR = Caller(tenant=DEFAULT_TENANT, role=KeyRole.OPERATOR)
 
 class KeyLookup(Protocol):
     def caller_of(self, token: str) -> Caller | None: ...
+
+    def is_closed(self, tenant: str) -> bool:
+        """Whether the tenant is being deleted: nobody acts for it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +113,11 @@ class Callers:
         for known, caller in self.tokens.items():
             if hmac.compare_digest(known.encode(), token.encode()):
                 found = caller
-        return found if found is not None or self.keys is None else self.keys.caller_of(token)
+        if self.keys is None:
+            return found
+        if found is None:
+            return self.keys.caller_of(token)
+        return None if self.keys.is_closed(found.tenant) else found
 
     def of_authorization(self, header: str) -> Caller | None:
         """By the value of the header `authorization`."""

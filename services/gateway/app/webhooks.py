@@ -146,6 +146,11 @@ class Webhooks:
         self._open_jobs: Counter[str] = Counter()
         # By key, the tenant.
         self._sending: dict[str, str] = {}
+        self._is_closed: Callable[[str], bool] = lambda tenant: False
+
+    def close_for(self, is_closed: Callable[[str], bool]) -> None:
+        """Tenants that are being deleted: nothing is delivered for them."""
+        self._is_closed = is_closed
 
     def use(self, options: WebhookOptions) -> None:
         self._options = options
@@ -221,7 +226,10 @@ class Webhooks:
         if self._options is None or not self.caught_up:
             return
         for key, job in list(self._pending.items()):
-            await self._record_delivery(key, job)
+            if self._is_closed(job.tenant):
+                self._note_done(key)
+            else:
+                await self._record_delivery(key, job)
             self._pending.pop(key, None)
         for key in self._due():
             known = self._known[key]
@@ -234,7 +242,8 @@ class Webhooks:
         by_tenant: dict[str, list[tuple[float, str]]] = {}
         for key, tenant in self._open.items():
             known = self._known.get(key)
-            if known is not None and known.due_s <= now_s and key not in self._sending:
+            is_due = known is not None and known.due_s <= now_s and not self._is_closed(tenant)
+            if known is not None and is_due and key not in self._sending:
                 by_tenant.setdefault(tenant, []).append((known.due_s, key))
         sending = Counter(self._sending.values())
         turns = [

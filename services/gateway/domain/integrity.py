@@ -13,7 +13,7 @@ COUNT_LIMIT = 2**32 - 1
 PRIORITY_LIMIT = 2**31 - 1
 SEED_LIMIT = 2**64 - 1
 # States that only a task is in whose inputs exist.
-_BEGUN = (TaskState.QUEUED, TaskState.LEASED, TaskState.SUCCEEDED)
+_BEGUN = (TaskState.QUEUED, TaskState.LEASED, TaskState.JUDGING, TaskState.SUCCEEDED)
 
 
 def fault_of(job: Job) -> str:
@@ -55,6 +55,8 @@ def _faults_of(task: Task, number: int, job: Job) -> Iterator[str]:
             yield f"inputs.{i}.task: is {each.task}, which has no output, and the task is {task.state.value}"
     if task.state is TaskState.LEASED and task.lease is None:
         yield "lease: is missing, and the task is leased"
+    if task.state is TaskState.JUDGING and not (task.outputs and job.is_judged):
+        yield "outputs: are none to judge, and the task is judging"
     if task.dead and task.failure is None:
         yield "failure: is missing, and the task is dead"
     if not 0 <= task.leases <= COUNT_LIMIT or not 0 <= task.forgiven <= len(task.attempts):

@@ -28,6 +28,8 @@ class TaskState(StrEnum):
     BLOCKED = "blocked"
     QUEUED = "queued"
     LEASED = "leased"
+    # Its outputs are stored, and shown to nobody before the operator's moderation has judged them.
+    JUDGING = "judging"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -155,6 +157,8 @@ class Output:
     provenance: str = ""
     # The node's word.
     warnings: tuple[str, ...] = ()
+    # The operator's moderation's.
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +327,12 @@ class Job:
     check: ResultCheck | None = None
     # What the gateway did otherwise than the request may have meant, in sentences.
     warnings: tuple[str, ...] = ()
+    # What the operator's moderation said of the request.
+    labels: tuple[str, ...] = ()
+    # The tenant's policy when it was created, one of `moderation.Policy`; empty: off.
+    policy: str = ""
+    # The operator's moderation judges its results before anybody sees them.
+    is_judged: bool = False
 
     # Not stored; filled in for answers, where an estimate is possible.
     estimate: JobEstimate | None = None

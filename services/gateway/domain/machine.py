@@ -50,6 +50,7 @@ def lease_status(job: Job, number: int, token: str) -> LeaseStatus:
         return LeaseStatus.LOST
     return {
         TaskState.LEASED: LeaseStatus.LIVE,
+        TaskState.JUDGING: LeaseStatus.COMPLETED,
         TaskState.SUCCEEDED: LeaseStatus.COMPLETED,
         TaskState.CANCELLED: LeaseStatus.CANCELLED,
     }.get(task.state, LeaseStatus.LOST)
@@ -66,14 +67,33 @@ def lease(job: Job, number: int, lease: Lease, *, now_s: float) -> Job:
 def complete(
     job: Job, number: int, token: str, *, outputs: Sequence[Output], spans: Sequence[Span], now_s: float
 ) -> Job:
-    """LeaseLost for a token that is no longer the task's; completing again with the same token changes nothing."""
+    """LeaseLost for a token that is no longer the task's; completing again with the same token changes nothing.
+
+    What the client asked for of a job that is judged is not published yet: `publish` or `withhold` ends that task.
+    """
     if lease_status(job, number, token) is LeaseStatus.COMPLETED:
         return job
     task = _leased(job, number, token)
-    done = replace(
-        task, state=TaskState.SUCCEEDED, outputs=tuple(outputs), spans=tuple(spans), end_time_s=now_s, failure=None
-    )
+    state = TaskState.JUDGING if job.is_judged and task.stage == job.request.stage else TaskState.SUCCEEDED
+    done = replace(task, state=state, outputs=tuple(outputs), spans=tuple(spans), end_time_s=now_s, failure=None)
     return _changed(job, done, now_s=now_s)
+
+
+def publish(job: Job, number: int, *, labels: Sequence[str] = (), now_s: float) -> Job:
+    """The verdict on a task's outputs lets them pass. No change where none is awaited."""
+    task = job.task(number)
+    if task is None or task.state is not TaskState.JUDGING:
+        return job
+    outputs = tuple(replace(each, labels=tuple(labels)) for each in task.outputs)
+    return _changed(job, replace(task, state=TaskState.SUCCEEDED, outputs=outputs, end_time_s=now_s), now_s=now_s)
+
+
+def withhold(job: Job, number: int, *, failure: Failure, now_s: float) -> Job:
+    """The verdict on a task's outputs withholds them: they are dropped, and the job fails. No change as above."""
+    task = job.task(number)
+    if task is None or task.state is not TaskState.JUDGING:
+        return job
+    return _changed(job, _failed(task, failure, now_s), now_s=now_s)
 
 
 def fail(
@@ -256,11 +276,14 @@ def _queued(task: Task) -> Task:
 
 
 def _failed(task: Task, failure: Failure, now_s: float) -> Task:
-    return replace(task, state=TaskState.FAILED, failure=failure, end_time_s=now_s)
+    return replace(task, state=TaskState.FAILED, outputs=(), failure=failure, end_time_s=now_s)
 
 
 def _cancelled(task: Task, now_s: float) -> Task:
-    return task if task.state.ended else replace(task, state=TaskState.CANCELLED, end_time_s=now_s)
+    """Outputs that were not judged go with it."""
+    if task.state.ended:
+        return task
+    return replace(task, state=TaskState.CANCELLED, outputs=(), end_time_s=now_s)
 
 
 def _changed(job: Job, task: Task, *, now_s: float) -> Job:
@@ -294,4 +317,5 @@ def _state_of(tasks: Sequence[Task]) -> JobState:
         return JobState.FAILED
     if states == {TaskState.SUCCEEDED}:
         return JobState.SUCCEEDED
-    return JobState.RUNNING if states & {TaskState.LEASED, TaskState.SUCCEEDED} else JobState.QUEUED
+    begun = {TaskState.LEASED, TaskState.JUDGING, TaskState.SUCCEEDED}
+    return JobState.RUNNING if states & begun else JobState.QUEUED

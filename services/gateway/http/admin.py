@@ -123,7 +123,7 @@ class MetricRoutes:
 class GatewayCollector(Collector):
     """Reads the gateway's figures when Prometheus scrapes them; counts nothing itself.
 
-    A tenant sees its own tasks; the cache's figures are of all tenants together, so they are the operator's.
+    A tenant sees its own tasks; figures of all tenants together, such as the cache's, are the operator's.
     """
 
     def __init__(self, gateway: Gateway, caller: Caller) -> None:
@@ -133,9 +133,9 @@ class GatewayCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         if self._caller.sees_fleet:
             yield from self._cache()
+            yield from self._records()
         yield from self._queue()
         yield from self._workers()
-        yield from self._records()
 
     def _records(self) -> Iterator[Metric]:
         name, words = "fanlight_damaged_records", "Records of the store that cannot be read."

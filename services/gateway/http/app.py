@@ -17,6 +17,7 @@ from services.gateway.app.quotas import Quotas
 from services.gateway.http import docs, errors
 from services.gateway.http.admin import DeadLetterRoutes, HealthRoutes, ListingRoutes, MetricRoutes
 from services.gateway.http.annotate import AnnotateRoutes
+from services.gateway.http.audit_log import AuditLogRoutes
 from services.gateway.http.blobs import BlobRoutes
 from services.gateway.http.bodies import HttpOptions
 from services.gateway.http.credentials import SESSION_PATH, TokenGuard
@@ -152,7 +153,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions, people: P
     for routes in (
         JobRoutes(gateway, blobs, options),
         EventRoutes(gateway, options),
-        BlobRoutes(blobs, options, gateway.quotas),
+        BlobRoutes(gateway, blobs, options),
         AnnotateRoutes(gateway, blobs, options),
         ListingRoutes(gateway),
         DeadLetterRoutes(gateway),
@@ -160,6 +161,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions, people: P
         RecordRoutes(gateway),
         KeyRoutes(gateway, options, people),
         TenantRoutes(gateway, options),
+        AuditLogRoutes(gateway, options),
         MetricRoutes(gateway),
         HealthRoutes(gateway),
     ):
@@ -170,7 +172,7 @@ def http_app(gateway: Gateway, blobs: BlobStore, options: HttpOptions, people: P
 
 
 def _with_heads(router: APIRouter) -> APIRouter:
-    """HEAD wherever GET is; the server leaves out the body."""
+    """HEAD wherever GET is, with the same rights; the server leaves out the body."""
     routes = [(route, route.methods or ()) for route in router.routes if isinstance(route, APIRoute)]
     answered = {route.path for route, methods in routes if "HEAD" in methods}
     for route, methods in routes:

@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
+from fanlight.blobs.v1 import blobs_pb2
 from fanlight.contract.names import parse_digest
 from fanlight.errors import NotFound, OutOfRange
-from services.gateway.app.quotas import Quotas
+from services.gateway.app.gateway import Gateway
 from services.gateway.http import docs
 from services.gateway.http.bodies import (
     HttpOptions,
@@ -54,8 +55,8 @@ def range_of(header: str, size_bytes: int) -> ByteRange | None:
 
 
 class BlobRoutes:
-    def __init__(self, blobs: BlobStore, options: HttpOptions, quotas: Quotas) -> None:
-        self._quotas = quotas
+    def __init__(self, gateway: Gateway, blobs: BlobStore, options: HttpOptions) -> None:
+        self._gateway, self._quotas = gateway, gateway.quotas
         self._blobs = blobs
         self._options = options
 
@@ -65,6 +66,7 @@ class BlobRoutes:
         add("/v1/blobs", self.write, methods=["POST"], **docs.WRITE_BLOB)
         add("/v1/blobs/{digest}", self.read, methods=["GET"], **docs.READ_BLOB)
         add("/v1/blobs/{digest}", self.read, methods=["HEAD"], include_in_schema=False)
+        add("/v1/blobs/{digest}", self.delete, methods=["DELETE"], **docs.DELETE_BLOB)
         return router
 
     async def write(
@@ -90,6 +92,8 @@ class BlobRoutes:
         redirect: Annotated[bool, Query(description="Redirect to where the bytes are stored, if possible.")] = False,
     ) -> Response:
         parsed_scope = scope_of(scope, caller)
+        target = f"blobs/{parsed_scope}/{parse_digest(digest, field='digest')}"
+        await self._gateway.audit.note_read("blobs.read", target, tenant=parsed_scope)
         # The address is signed for GET only.
         if redirect and request.method == "GET" and isinstance(self._blobs, DirectTransfer):
             url = await self._blobs.prepare_read(parsed_scope, parse_digest(digest, field="digest"))
@@ -106,6 +110,11 @@ class BlobRoutes:
         except Unsatisfiable:
             return _unsatisfiable(info)
         return blob_answer(self._blobs, info, headers, part=part, head_only=request.method == "HEAD")
+
+    async def delete(self, caller: Submitter, digest: str, scope: Scope = "") -> Response:
+        parsed_scope, wanted = scope_of(scope, caller), parse_digest(digest, field="digest")
+        deleted = await self._gateway.deletions.delete_blob(parsed_scope, wanted, caller)
+        return answer(blobs_pb2.DeleteBlobResponse(blobs=deleted))
 
 
 def blob_answer(

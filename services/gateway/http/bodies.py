@@ -93,6 +93,7 @@ Submitter = Annotated[Caller, Depends(CallerWith(Right.SUBMIT))]
 Manager = Annotated[Caller, Depends(CallerWith(Right.MANAGE))]
 QueueReader = Annotated[Caller, Depends(CallerWith(Right.QUEUE))]
 MetricsReader = Annotated[Caller, Depends(CallerWith(Right.METRICS))]
+Operator = Annotated[Caller, Depends(CallerWith(Right.OPERATE))]
 FOR_OPERATORS = Depends(CallerWith(Right.OPERATE))
 
 

@@ -6,7 +6,9 @@ from http.cookies import CookieError, SimpleCookie
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fanlight.contract.audit_log import Actor
 from fanlight.errors import FanlightError, PermissionDenied, Unauthenticated
+from services.gateway.app.audit_log import act_as, acting
 from services.gateway.app.peer_roles import Role, require_role
 from services.gateway.app.tenants import Callers, token_of
 from services.gateway.http import errors
@@ -46,6 +48,10 @@ class TokenGuard:
         takes_proof = scope["path"] == SESSION_PATH and scope["method"] == "POST"
         if (refusal is None and (caller is not None or takes_proof)) or scope["path"] in self._open_paths:
             state["caller"], state["token"] = caller, token
+            address = str((scope.get("client") or ("",))[0])
+            acting.set(Actor(address=address))
+            if caller is not None:
+                act_as(caller, address)
             await self._app(scope, receive, send)
         else:
             error = refusal or Unauthenticated("send the right token as `Authorization: Bearer TOKEN`")

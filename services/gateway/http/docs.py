@@ -79,7 +79,7 @@ def _document(
 CREATE_JOB = _document(
     "Create a job",
     {201: _json("Job", "The job. It is durable and will end.")},
-    errors=(404, 409, 413, 415, 429, 503),
+    errors=(403, 404, 409, 413, 415, 429, 503),
     description="Images are blobs written before, as `data:` URLs, or as files of a form: then the form has a"
     " part `job` with the JSON, and an image's `url` is `part:NAME` for the part of that name. No other URL is"
     " fetched. The body may be gzip, named by `Content-Encoding`; limits are those of the inflated body. Repeating a"
@@ -103,6 +103,11 @@ LIST_JOBS = _document("List jobs, newest first", {200: _json("ListJobsResponse",
 CANCEL_JOB = _document(
     "Cancel a job's unfinished tasks",
     {200: _json("Job", "The job. A job that had ended stays as it was.")},
+    errors=(404,),
+)
+DELETE_JOB = _document(
+    "Delete a job",
+    {200: _json("DeleteJobResponse", "How many blobs were deleted with it. A running job is cancelled first.")},
     errors=(404,),
 )
 EXPLAIN_JOB = _document(
@@ -151,7 +156,7 @@ ANNOTATE = _document(
             "content": {"image/png": _BYTES},
         }
     },
-    errors=(404, 413, 415, 429, 503, 504),
+    errors=(403, 404, 413, 415, 429, 503, 504),
     description="The body is the image. Query parameters that are not listed here are the annotator's own; see"
     " `/v1/annotators`.",
     body={"image/*": _BYTES},
@@ -212,6 +217,25 @@ PURGE_NODE = _document(
 )
 REMOVE_NODE = _document(
     "Forget a revoked or expired node", {200: _json("RemoveNodeResponse", "Nothing more.")}, errors=(403, 404, 409)
+)
+LIST_AUDIT_ENTRIES = _document(
+    "List the audit log",
+    {
+        200: {
+            "description": "CloudEvents, one a line, the newest first. The header `Next-Page-Token` has the token of"
+            " the next page. With `follow`, entries as they are written, until the connection ends.",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+        }
+    },
+    errors=(403, 429),
+)
+LIST_AUDIT_CHAINS = _document(
+    "List the chains of the audit log", {200: _json("ListAuditChainsResponse", "How far each reaches.")}, errors=(403,)
+)
+DELETE_BLOB = _document(
+    "Delete a blob, and the cached control images made of it",
+    {200: _json("DeleteBlobResponse", "How many blobs were deleted.")},
+    errors=(404, 409),
 )
 GET_QUOTA = _document(
     "Show a tenant's limits", {200: _json("Quota", "Each limit, and how much of it is used.")}, errors=(403,)

@@ -53,6 +53,7 @@ class JobRoutes:
         add("/v1/jobs/{job_id}/webhook", self.webhook, methods=["GET"], **docs.GET_WEBHOOK)
         add("/v1/jobs/{job_id}/explain", self.explain, methods=["GET"], **docs.EXPLAIN_JOB)
         add("/v1/jobs/{job_id}", self.get, methods=["GET"], **docs.GET_JOB)
+        add("/v1/jobs/{job_id}", self.delete, methods=["DELETE"], **docs.DELETE_JOB)
         return router
 
     async def create(
@@ -119,6 +120,9 @@ class JobRoutes:
 
     async def cancel(self, job_id: str, caller: Submitter) -> Response:
         return _answer(await self._gateway.jobs.cancel(f"jobs/{job_id}", caller))
+
+    async def delete(self, job_id: str, caller: Submitter) -> Response:
+        return answer(answers.deleted_job(await self._gateway.deletions.delete_job(f"jobs/{job_id}", caller)))
 
     async def _of_form(self, request: Request, caller: Caller) -> gateway_pb2.CreateJobRequest:
         """The `job` part, its `part:NAME` images stored as blobs."""

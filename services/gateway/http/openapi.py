@@ -15,6 +15,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from fanlight.audit_log.v1 import audit_log_pb2
+from fanlight.blobs.v1 import blobs_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.keys.v1 import keys_pb2
 from fanlight.nodes.v1 import nodes_pb2
@@ -110,9 +112,12 @@ def _of_one(field: Descriptor) -> Schema:
 
 
 MESSAGES = (
+    audit_log_pb2.ListAuditChainsResponse,
+    blobs_pb2.DeleteBlobResponse,
     gateway_pb2.CreateJobRequest,
     gateway_pb2.CreateJobsRequest,
     gateway_pb2.CreateJobsResponse,
+    gateway_pb2.DeleteJobResponse,
     gateway_pb2.Job,
     gateway_pb2.JobExplanation,
     gateway_pb2.DeadLetter,

@@ -39,4 +39,4 @@ class RecordRoutes:
         return answer(records.damaged_record(damaged, value))
 
     async def remove(self, bucket: str, key: str) -> Response:
-        return answer(records.damaged_record(await self._gateway.records.remove_damaged(bucket, key)))
+        return answer(records.damaged_record(await self._gateway.remove_damaged(bucket, key)))

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from fanlight.tenants.v1 import tenants_pb2
 from services.gateway.app.gateway import Gateway
 from services.gateway.http import docs
-from services.gateway.http.bodies import FOR_OPERATORS, HttpOptions, QueueReader, read_json, refuse_unknown
+from services.gateway.http.bodies import FOR_OPERATORS, HttpOptions, Operator, QueueReader, read_json, refuse_unknown
 from services.gateway.http.json_messages import answer, fill
 from services.gateway.wire import tenants as wire
 
@@ -25,7 +25,7 @@ class TenantRoutes:
         add("/v1/tenants", self.list, methods=["GET"], dependencies=operators, **docs.LIST_TENANTS)
         add("/v1/tenants/{name}", self.get, methods=["GET"], dependencies=operators, **docs.GET_TENANT)
         add("/v1/tenants/{name}", self.set, methods=["PATCH"], dependencies=operators, **docs.SET_TENANT)
-        add("/v1/tenants/{name}", self.delete, methods=["DELETE"], dependencies=operators, **docs.DELETE_TENANT)
+        add("/v1/tenants/{name}", self.delete, methods=["DELETE"], **docs.DELETE_TENANT)
         rotate = "/v1/tenants/{name}:rotate-data-key"
         add(rotate, self.rotate, methods=["POST"], dependencies=operators, **docs.ROTATE_DATA_KEY)
         add("/v1/sealing", self.sealing, methods=["GET"], dependencies=operators, **docs.GET_SEALING)
@@ -54,12 +54,13 @@ class TenantRoutes:
         message.name = wire.name(name, field="name")
         return answer(wire.tenant(await self._quotas.change(message.name, wire.change(message))))
 
-    async def delete(self, name: str) -> Response:
-        return answer(wire.deleted(await self._gateway.tenant_deletion.delete(wire.name(name, field="name"))))
+    async def delete(self, name: str, caller: Operator) -> Response:
+        deleted = await self._gateway.tenant_deletions.delete(wire.name(name, field="name"), caller)
+        return answer(wire.deleted(deleted), status=200 if deleted.is_done else 202)
 
     async def rotate(self, name: str) -> Response:
         tenant = wire.name(name, field="name")
-        number = await self._gateway.sealing.rotate(tenant)
+        number = await self._gateway.rotate_data_key(tenant)
         return answer(tenants_pb2.RotateDataKeyResponse(tenant=tenant, number=number))
 
     async def sealing(self) -> Response:

@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fanlight.blobs.v1 import blobs_pb2, blobs_pb2_grpc
-from fanlight.contract.names import parse_digest, parse_scope
-from fanlight.errors import InvalidField, NotFound, OutOfRange, TooLarge
+from fanlight.contract.names import DEFAULT_SCOPE, parse_digest, parse_scope
+from fanlight.errors import InvalidField, NotFound, OutOfRange, PermissionDenied, TooLarge
+from services.gateway.app.audit_log import AuditLog
+from services.gateway.app.deletion import Deletions
 from services.gateway.app.lease_rights import LeaseRights
 from services.gateway.app.quotas import Quotas
 from services.gateway.domain.keys import Right
@@ -21,8 +23,17 @@ DIGESTS_LIMIT = 1_000
 
 
 class BlobService(blobs_pb2_grpc.BlobServiceServicer):
-    def __init__(self, blobs: BlobStore, principals: Principals, rights: LeaseRights, quotas: Quotas) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        principals: Principals,
+        rights: LeaseRights,
+        quotas: Quotas,
+        deletions: Deletions,
+        audit: AuditLog,
+    ) -> None:
         """A client reads and writes in its own scope, a worker what its live leases are about."""
+        self._deletions, self._audit = deletions, audit
         self._blobs = blobs
         self._bypass = blobs if isinstance(blobs, DirectTransfer) else None
         self._principals, self._rights, self._quotas = principals, rights, quotas
@@ -36,14 +47,16 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         self._rights.require_write(self._principals.worker(context), scope)
         return scope
 
-    def _readable(self, named: str, text: str, context: Context) -> tuple[str, str]:
+    async def _readable(self, named: str, text: str, context: Context) -> tuple[str, str]:
         """The scope and the digest, if the caller may read that blob of it. NotFound, LeaseLost."""
         client = self._principals.client(context)
         if client is not None:
             client.require(Right.READ)
         scope, digest = parse_scope(named, field="scope"), parse_digest(text, field="digest")
         if client is not None:
-            return client.scope_of(scope, field="scope"), digest
+            scope = client.scope_of(scope, field="scope")
+            await self._audit.note_read("blobs.read", f"blobs/{scope}/{digest}", tenant=scope)
+            return scope, digest
         self._rights.require_read(self._principals.worker(context), scope, digest)
         return scope, digest
 
@@ -71,7 +84,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     async def ReadBlob(
         self, request: blobs_pb2.ReadBlobRequest, context: Context
     ) -> AsyncIterator[blobs_pb2.ReadBlobResponse]:
-        scope, digest = self._readable(request.scope, request.digest, context)
+        scope, digest = await self._readable(request.scope, request.digest, context)
         offset_bytes = _natural(request.offset_bytes, "offset_bytes")
         limit_bytes = _natural(request.limit_bytes, "limit_bytes")
         info = await self._blobs.stat(scope, digest)
@@ -103,7 +116,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     async def PrepareRead(
         self, request: blobs_pb2.PrepareReadRequest, context: Context
     ) -> blobs_pb2.PrepareReadResponse:
-        scope, digest = self._readable(request.scope, request.digest, context)
+        scope, digest = await self._readable(request.scope, request.digest, context)
         if self._bypass is None:
             return blobs_pb2.PrepareReadResponse()
         return blobs_pb2.PrepareReadResponse(url=await self._bypass.prepare_read(scope, digest))
@@ -116,6 +129,15 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         return blobs_pb2.HasBlobsResponse(
             digests=[digest for digest in digests if await self._blobs.settle(scope, digest) is not None]
         )
+
+    async def DeleteBlob(self, request: blobs_pb2.DeleteBlobRequest, context: Context) -> blobs_pb2.DeleteBlobResponse:
+        client = self._principals.client(context)
+        if client is None:
+            raise PermissionDenied("workers delete no blobs")
+        client.require(Right.SUBMIT)
+        scope = client.scope_of(parse_scope(request.scope or DEFAULT_SCOPE, field="scope"), field="scope")
+        digest = parse_digest(request.digest, field="digest")
+        return blobs_pb2.DeleteBlobResponse(blobs=await self._deletions.delete_blob(scope, digest, client))
 
 
 async def _header(requests: AsyncIterator[blobs_pb2.WriteBlobRequest]) -> blobs_pb2.WriteBlobHeader:

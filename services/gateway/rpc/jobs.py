@@ -9,6 +9,7 @@ from fanlight.contract.limits import check_whole
 from fanlight.errors import LeaseLost, Unauthenticated
 from fanlight.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from fanlight.queue.v1 import queue_pb2, queue_pb2_grpc
+from services.gateway.app.audit_log import act_as
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
 from services.gateway.app.peer_roles import Role, require_role
@@ -18,7 +19,7 @@ from services.gateway.rpc.principals import Principals, require_own
 from services.gateway.wire import answers, requests, workers
 from services.gateway.wire.nodes import poll_of
 from services.gateway.wire.stages import confirms, request_for
-from services.kernel.grpc_admission import bearer_of
+from services.kernel.grpc_admission import address_of_peer, bearer_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,6 +36,7 @@ def caller_of(callers: Callers, context: Context, right: Right) -> Caller:
     if caller is None:
         raise Unauthenticated("send the right token as `authorization: bearer TOKEN`")
     caller.require(right)
+    act_as(caller, address_of_peer(context.peer()))
     return caller
 
 
@@ -78,6 +80,10 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
 
     async def CancelJob(self, request: gateway_pb2.CancelJobRequest, context: Context) -> gateway_pb2.Job:
         return answers.job(await self._gateway.jobs.cancel(request.name, self._caller(context, Right.SUBMIT)))
+
+    async def DeleteJob(self, request: gateway_pb2.DeleteJobRequest, context: Context) -> gateway_pb2.DeleteJobResponse:
+        caller = self._caller(context, Right.SUBMIT)
+        return answers.deleted_job(await self._gateway.deletions.delete_job(request.name, caller))
 
     async def WatchJob(
         self, request: gateway_pb2.WatchJobRequest, context: Context

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fanlight.contract.join_code import JoinCode, parse_join_code
 from fanlight.errors import InvalidField, Unauthenticated
 from fanlight.nodes.v1 import nodes_pb2, nodes_pb2_grpc
+from services.gateway.app.audit_log import act_as_node
 from services.gateway.app.gateway import Gateway
 from services.gateway.app.nodes import IdentityVerifier, IssuedCredential, VerifiedIdentity
 from services.gateway.app.peer_roles import PeerCertificate, Role, certificate_of, require_role
@@ -15,7 +16,7 @@ from services.gateway.domain.nodes import Grant, NodeRecord
 from services.gateway.ports import Clock
 from services.gateway.rpc.jobs import Context, caller_of
 from services.gateway.wire import nodes as wire
-from services.kernel.grpc_admission import bearer_of
+from services.kernel.grpc_admission import address_of_peer, bearer_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
 
     async def Join(self, request: nodes_pb2.JoinRequest, context: Context) -> nodes_pb2.JoinResponse:
         require_role(context.auth_context(), Role.WORKER)
+        act_as_node("", address_of_peer(context.peer()))
         name, stages = wire.name(request.name), wire.stages(request.stages)
         proof = request.WhichOneof("proof")
         if proof == "join_code":
@@ -66,6 +68,7 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
         self, request: nodes_pb2.RenewCredentialRequest, context: Context
     ) -> nodes_pb2.JoinResponse:
         require_role(context.auth_context(), Role.WORKER)
+        act_as_node("", address_of_peer(context.peer()))
         return wire.joined(await self._nodes.renew(bearer_of(context)))
 
     async def CreateInvite(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fanlight.errors import PermissionDenied, Unauthenticated
+from services.gateway.app.audit_log import act_as
 from services.gateway.app.lease_rights import LOCAL, WorkerPrincipal
 from services.gateway.app.nodes import Nodes
 from services.gateway.app.peer_roles import Role, require_role
@@ -49,6 +50,7 @@ class Principals:
         token = bearer_of(context)
         if self.callers.tokens and (caller := self.callers.of_token(token)) is not None:
             require_role(context.auth_context(), Role.CLIENT, Role.OPERATOR)
+            act_as(caller, address_of_peer(context.peer()))
             return caller
         if self.worker_or_none(context) is not None and (self.worker_token or self.nodes.of_credential(token)):
             return None

@@ -2,8 +2,8 @@
 
 from fanlight.contract.limits import check_whole
 from fanlight.records.v1 import records_pb2, records_pb2_grpc
+from services.gateway.app.gateway import Gateway
 from services.gateway.app.jobs import PAGE_SIZE, PAGE_SIZE_LIMIT
-from services.gateway.app.records import Records
 from services.gateway.app.tenants import Callers
 from services.gateway.domain.keys import Right
 from services.gateway.rpc.jobs import Context, caller_of
@@ -11,8 +11,8 @@ from services.gateway.wire import records as wire
 
 
 class RecordService(records_pb2_grpc.RecordServiceServicer):
-    def __init__(self, records: Records, callers: Callers) -> None:
-        self._records, self._callers = records, callers
+    def __init__(self, gateway: Gateway, callers: Callers) -> None:
+        self._gateway, self._records, self._callers = gateway, gateway.records, callers
 
     def _require_operator(self, context: Context) -> None:
         caller_of(self._callers, context, Right.OPERATE)
@@ -35,4 +35,4 @@ class RecordService(records_pb2_grpc.RecordServiceServicer):
         self, request: records_pb2.RemoveDamagedRecordRequest, context: Context
     ) -> records_pb2.DamagedRecord:
         self._require_operator(context)
-        return wire.damaged_record(await self._records.remove_damaged(*wire.parse_name(request.name)))
+        return wire.damaged_record(await self._gateway.remove_damaged(*wire.parse_name(request.name)))

@@ -36,16 +36,16 @@ class TenantService(tenants_pb2_grpc.TenantServiceServicer):
     async def DeleteTenant(
         self, request: tenants_pb2.DeleteTenantRequest, context: Context
     ) -> tenants_pb2.DeleteTenantResponse:
-        caller_of(self._callers, context, Right.OPERATE)
+        caller = caller_of(self._callers, context, Right.OPERATE)
         name = wire.name(request.name, field="name")
-        return wire.deleted(await self._gateway.tenant_deletion.delete(name))
+        return wire.deleted(await self._gateway.tenant_deletions.delete(name, caller))
 
     async def RotateDataKey(
         self, request: tenants_pb2.RotateDataKeyRequest, context: Context
     ) -> tenants_pb2.RotateDataKeyResponse:
         caller_of(self._callers, context, Right.OPERATE)
         name = wire.name(request.name, field="name")
-        return tenants_pb2.RotateDataKeyResponse(tenant=name, number=await self._gateway.sealing.rotate(name))
+        return tenants_pb2.RotateDataKeyResponse(tenant=name, number=await self._gateway.rotate_data_key(name))
 
     async def GetSealing(self, request: tenants_pb2.GetSealingRequest, context: Context) -> tenants_pb2.Sealing:
         caller_of(self._callers, context, Right.OPERATE)

@@ -54,7 +54,7 @@ class Explanation:
     # In a sentence.
     why: str
     place: Place | None
-    # Of its checkpoint, or of its kind of work.
+    # Its tenant's, of its checkpoint or of its kind of work.
     tasks_ahead: int
     workers: Sequence[PassedOver]
 

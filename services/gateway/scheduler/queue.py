@@ -108,6 +108,8 @@ class TaskQueues:
     def __init__(self) -> None:
         self._tasks: dict[Key, WaitingTask] = {}
         self._queues: dict[QueueId, list[tuple[float, Key]]] = {}
+        # Each tenant's part of each queue.
+        self._own: dict[tuple[QueueId, str], list[tuple[float, Key]]] = {}
         # Queues of work without a checkpoint, by stage.
         self._plain: dict[str, set[QueueId]] = {}
 
@@ -130,6 +132,7 @@ class TaskQueues:
             if not task.kind.checkpoint:
                 self._plain.setdefault(task.kind.stage, set()).add(queue_id)
         insort(queue, (task.rank_s, task.key))
+        insort(self._own.setdefault((queue_id, task.tenant), []), (task.rank_s, task.key))
 
     def remove(self, key: Key) -> WaitingTask | None:
         task = self._tasks.pop(key, None)
@@ -138,6 +141,10 @@ class TaskQueues:
         queue_id = queue_of(task.kind)
         queue = self._queues[queue_id]
         del queue[bisect_left(queue, (task.rank_s, key))]
+        own = self._own[queue_id, task.tenant]
+        del own[bisect_left(own, (task.rank_s, key))]
+        if not own:
+            del self._own[queue_id, task.tenant]
         if not queue:
             del self._queues[queue_id]
             if not task.kind.checkpoint:
@@ -145,12 +152,18 @@ class TaskQueues:
         return task
 
     def position(self, task: WaitingTask) -> int:
-        """How many tasks of its queue come before it."""
-        return bisect_left(self._queues[queue_of(task.kind)], (task.rank_s, task.key))
+        """How many of its tenant's tasks come before it in its queue: other tenants' are nobody's business."""
+        return bisect_left(self._own[queue_of(task.kind), task.tenant], (task.rank_s, task.key))
 
     def first(self, queue_id: QueueId, count: int) -> list[WaitingTask]:
         """Up to that many tasks of a queue, in order of rank."""
         return [self._tasks[key] for _, key in self._queues.get(queue_id, ())[:count]]
+
+    def fronts(self, stage: str, queues: int, count: int) -> list[WaitingTask]:
+        """The first tasks, up to `count` of each, of those queues of a stage whose first task ranks first."""
+        of_stage = (queue_id for queue_id in self._queues if queue_id[0] == stage)
+        ids = nsmallest(queues, of_stage, key=lambda queue_id: self._queues[queue_id][0])
+        return [task for queue_id in ids for task in self.first(queue_id, count)]
 
     def oldest(self, stage: str, held: frozenset[str], count: int) -> list[QueueId]:
         """Of the queues that a worker holding these models could serve, those whose first task ranks first."""

@@ -5,6 +5,7 @@ the time. Several gateways may each run one, because a claim is a compare-and-se
 at the holders of its checkpoint; asking costs a few tasks of each queue that the worker could serve.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -346,6 +347,10 @@ class Scheduler:
                 ready.append(task)
                 if len(ready) == LOOK_OWN:
                     break
+        # Who came for one task waits for no other tenant's, whatever is on the device.
+        counts = Counter(task.tenant for task in ready)
+        if ready and counts[ready[0].tenant] == 1:
+            return ready[0]
         return min(ready, key=lambda task: self._rank_s(worker, task, now_s), default=None)
 
     def _rank_s(self, worker: WorkerState, task: WaitingTask, now_s: float) -> tuple[float, Key]:

@@ -4,13 +4,17 @@ Each waiting task has a place in virtual time, spaced by what a task takes over 
 Cheng, "Start-time Fair Queuing", 1996). A tenant's places are its own: its priorities decide which of its tasks has
 which of them, and move no other tenant's task. A tenant with nothing waiting begins where the tenants stand whose work
 it competes with, so that it waits for none of their later tasks, however long their queues are, and however long tasks
-take.
+take. Its first task goes before theirs of every kind, because the worker that takes it may be at another kind; the next
+ones before theirs of the same kind.
 """
 
+import itertools
+import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from services.gateway.scheduler.queue import Key, WaitingTask
 
@@ -26,6 +30,10 @@ CLASS_STEP = 1e9
 BEHIND_TASKS = 600.0
 # A lone newcomer begins at the least place among this many tasks that were leased last.
 LEASED_REMEMBERED = 64
+# A task's place in its tenant's own order: its time less its priority, its arrival, its key.
+Own = tuple[float, int, Key]
+# Looks at waiting tasks only where it matters.
+Look = Callable[[], Iterable[WaitingTask]]
 # Nobody's: work that takes nothing of a tenant's share.
 NOBODY = ""
 
@@ -47,7 +55,7 @@ class _Line:
     """A tenant's waiting tasks in its own order, and as many places; the first task has the first place."""
 
     share: Share
-    order: list[tuple[float, Key]] = field(default_factory=list)
+    order: list[Own] = field(default_factory=list)
     places: list[float] = field(default_factory=list)
     # Where its next task would come.
     end: float = 0.0
@@ -57,7 +65,7 @@ class _Line:
 class _Entry:
     tenant: str
     # Its place in the tenant's own order.
-    own: tuple[float, Key]
+    own: Own
     # As it was last given out.
     rank: float
     waits: bool = True
@@ -70,6 +78,8 @@ class Shares:
         self._share_of = share_of
         self._lines: dict[str, _Line] = {}
         self._entries: dict[Key, _Entry] = {}
+        # Of two tasks that came at one time, the one that was seen first goes first.
+        self._arrivals = itertools.count()
         # How many tasks of each tenant are known, waiting or leased.
         self._open: dict[str, int] = {}
         self._leased: deque[float] = deque(maxlen=LEASED_REMEMBERED)
@@ -84,18 +94,26 @@ class Shares:
         return len(line.order) if line else 0
 
     def enter(
-        self, key: Key, tenant: str, *, create_time_s: float, priority: int, among: Callable[[], Iterable[WaitingTask]]
+        self,
+        key: Key,
+        tenant: str,
+        *,
+        create_time_s: float,
+        priority: int,
+        among: Look,
+        fronts: Look = tuple,
     ) -> float:
         """The rank of a task that waits, which it keeps or gets back where it was known.
 
-        `among`: the first tasks of the queue that it joins, by rank.
+        `among`: the first tasks of the queue that it joins, by rank. `fronts`: those of all the queues of its stage.
         """
         entry = self._entries.get(key)
         if entry is None:
-            own = (create_time_s - priority * PRIORITY_STEP_S, key)
+            own = (create_time_s - priority * PRIORITY_STEP_S, next(self._arrivals), key)
             entry = self._entries[key] = _Entry(tenant=tenant, own=own, rank=0.0, waits=False)
             self._open[tenant] = self._open.get(tenant, 0) + 1
-            entry.rank = self._join(entry, self._start(tenant, among))
+            start = self._start(tenant, among)
+            entry.rank = self._join(entry, self._first(tenant, start, fronts), end=start)
             entry.waits = True
         elif not entry.waits:
             # It was leased and comes back: to the place that it had.
@@ -103,9 +121,9 @@ class Shares:
             entry.waits = True
         return entry.rank
 
-    def would_enter(self, tenant: str, among: Callable[[], Iterable[WaitingTask]]) -> float:
+    def would_enter(self, tenant: str, among: Look, fronts: Look = tuple) -> float:
         """The rank of a task that does not wait yet, if it came now."""
-        return _rank(self._share_of(tenant), self._start(tenant, among))
+        return _rank(self._share_of(tenant), self._first(tenant, self._start(tenant, among), fronts))
 
     def leave(self, key: Key) -> None:
         """It waits no more, because it was leased or has ended; its place goes with it."""
@@ -152,24 +170,25 @@ class Shares:
             line = self._lines[tenant]
             index = self._moved.pop(tenant)
             while index < len(line.order) and len(moved) < limit:
-                entry = self._entries[line.order[index][1]]
+                entry = self._entries[line.order[index][2]]
                 rank = _rank(line.share, line.places[index])
                 if rank != entry.rank:
                     entry.rank = rank
-                    moved.append(line.order[index][1])
+                    moved.append(line.order[index][2])
                 index += 1
             if index < len(line.order):
                 self._moved[tenant] = index
                 break
         return moved
 
-    def _join(self, entry: _Entry, place: float) -> float:
+    def _join(self, entry: _Entry, place: float, *, end: float = -math.inf) -> float:
+        """`end`: the least place of the tenant's next task."""
         if entry.tenant == NOBODY:
             return place
         line = self._lines.setdefault(entry.tenant, _Line(share=self._share_of(entry.tenant)))
         at = bisect_right(line.places, place)
         line.places.insert(at, place)
-        line.end = max(line.end, place + TASK_COST / line.share.weight)
+        line.end = max(line.end, end, place + TASK_COST / line.share.weight)
         index = bisect_left(line.order, entry.own)
         line.order.insert(index, entry.own)
         if at != index or index < len(line.order) - 1:
@@ -183,22 +202,35 @@ class Shares:
         line = self._lines.get(entry.tenant)
         return entry.rank + line.share.service_class * CLASS_STEP if line else entry.rank
 
-    def _start(self, tenant: str, among: Callable[[], Iterable[WaitingTask]]) -> float:
+    def _start(self, tenant: str, among: Look) -> float:
         recent = min(self._leased, default=0.0)
         if tenant == NOBODY:
             return recent + BEHIND_TASKS * TASK_COST
         line = self._lines.get(tenant)
         if line is not None and line.order:
             return line.end
-        for task in among():
-            other = self._entries.get(task.key)
-            # Before those who have more waiting, and behind others who have come for little.
-            if other is not None and other.tenant not in (tenant, NOBODY) and self.waiting_of(other.tenant) > 1:
-                start = self._place(other) - BEFORE
-                break
-        else:
-            start = recent
+        start = min(self._before(tenant, among, limit=1), default=recent)
         return max(start, line.end) if line is not None else start
+
+    def _first(self, tenant: str, start: float, fronts: Look) -> float:
+        """The place of a tenant's task that would begin at `start` in its own queue."""
+        line = self._lines.get(tenant)
+        if tenant == NOBODY or (line is not None and line.order):
+            return start
+        first = min(self._before(tenant, fronts), default=start)
+        return min(start, max(first, line.end) if line is not None else first)
+
+    def _before(self, tenant: str, tasks: Look, *, limit: int | None = None) -> Iterable[float]:
+        """Places before those who have more waiting; others have come for little, and stay ahead."""
+        others = (self._entries.get(task.key) for task in tasks())
+        return islice(
+            (
+                self._place(other) - BEFORE
+                for other in others
+                if other is not None and other.tenant not in (tenant, NOBODY) and self.waiting_of(other.tenant) > 1
+            ),
+            limit,
+        )
 
 
 def _rank(share: Share, place: float) -> float:

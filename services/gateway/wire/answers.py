@@ -17,6 +17,7 @@ from fanlight.errors import FanlightError
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.dead_letters import DeadLetter
+from services.gateway.app.deletion import DeletedJob
 from services.gateway.app.explain import JobExplanation, TaskExplanation
 from services.gateway.app.watch import FetchStatus, TaskProgress
 from services.gateway.domain.delivery import Delivery, DeliveryAttempt, DeliveryState
@@ -56,6 +57,7 @@ def job(value: Job) -> gateway_pb2.Job:
         pool=value.pool,
         redrives=value.redrives,
         warnings=value.warnings,
+        labels=value.labels,
     )
     stages.show(value.request, message)
     return message
@@ -151,6 +153,7 @@ def _images(value: Job) -> Iterator[gateway_pb2.Image]:
                     nsfw=output.nsfw,
                     provenance_json=output.provenance,
                     warnings=output.warnings,
+                    labels=output.labels,
                 )
 
 
@@ -360,3 +363,7 @@ def _try(value: DeliveryAttempt) -> gateway_pb2.WebhookTry:
     return gateway_pb2.WebhookTry(
         try_time=moment(value.time_s), status=value.status, error=value.error, duration_s=value.duration_s
     )
+
+
+def deleted_job(deleted: DeletedJob) -> gateway_pb2.DeleteJobResponse:
+    return gateway_pb2.DeleteJobResponse(name=deleted.name, blobs=deleted.blobs, shared_blobs=deleted.shared_blobs)

@@ -11,13 +11,15 @@ from fanlight.contract.images import image_at
 from fanlight.contract.limits import EMBEDDINGS_LIMIT, check_size, size_step_px
 from fanlight.contract.masks import Size
 from fanlight.contract.names import is_reference
-from fanlight.contract.needs import Needs, needs_of
+from fanlight.contract.needs import SAFETY_CHECKER, Needs, needs_of
 from fanlight.contract.prompt import loras_in, with_loras_renamed, words_in
+from fanlight.contract.warnings import bounded_warnings
 from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FailedPrecondition, InvalidField, NotFound
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.submission import KeptImage, SourceImage
 from services.gateway.domain.job import DIFFUSION, ControlImage, Facts, Input, StageRequest
+from services.gateway.domain.moderation import Policy, stricter
 from services.gateway.domain.plan import JobPlan, NewTask
 from services.gateway.domain.workers import (
     CHECKPOINT,
@@ -76,6 +78,27 @@ class GenerationDraft:
     @property
     def tasks_limit(self) -> int:
         return len(self.annotations) + generation.count_of(self.request)
+
+    def under(self, policy: Policy) -> "GenerationDraft":
+        """With the stricter of what the request and the policy make of unsafe images, and a need for it."""
+        asked = self.request.safety_checker
+        strict = stricter(Policy(asked or Policy.OFF), policy)
+        if strict is Policy(asked or Policy.OFF):
+            return self
+        request, need = _copy(self.request), f"{SAFETY_CHECKER}:{strict}"
+        request.safety_checker = strict
+        others = [each for each in self.needs.offers if each[1] != SAFETY_CHECKER]
+        needs = Needs(offers=(*others, (need, SAFETY_CHECKER)), amounts=self.needs.amounts)
+        with within(FIELD):
+            require(self.fleet, DIFFUSION, needs)
+        told = f"safety_checker: is {asked}; the operator's policy makes it {strict}"
+        return replace(
+            self,
+            request=request,
+            needs=needs,
+            facts=replace(self.facts, needs=names_of(needs)),
+            warnings=bounded_warnings([*self.warnings, told]) if asked else self.warnings,
+        )
 
     def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
         """Annotations first, each distinct one once; then one task per image.

@@ -19,6 +19,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.records import UnreadableRecord
 from services.gateway.app.submission import Draft, KeptImage, SourceImage
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Facts, Failure, Job, StageRequest, Task
+from services.gateway.domain.moderation import Policy
 from services.gateway.domain.plan import IMAGE, JobPlan, NewTask, check
 from services.gateway.wire import annotations, generations
 from services.gateway.wire.images import put_blob, source_images
@@ -53,6 +54,10 @@ class OneTask:
     facts: Facts
     images: Sequence[SourceImage]
     tasks_limit: int = 1
+
+    def under(self, policy: Policy) -> "OneTask":
+        """Of such stages no worker's checker is known."""
+        return self
 
     def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
         whole = type(self.request)()
@@ -116,6 +121,9 @@ class _Checked:
     def tasks_limit(self) -> int:
         return self.draft.tasks_limit
 
+    def under(self, policy: Policy) -> "_Checked":
+        return replace(self, draft=self.draft.under(policy))
+
     def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
         plan = self.draft.plan(kept, draw)
         check(plan, {stage.name: stage.makes for stage in STAGES.values()})
@@ -136,6 +144,10 @@ class _Packed:
     @property
     def tasks_limit(self) -> int:
         return self.draft.tasks_limit
+
+    def under(self, policy: Policy) -> "_Packed":
+        with _packed(self.field):
+            return replace(self, draft=self.draft.under(policy))
 
     def plan(self, kept: Mapping[str, KeptImage], draw: Callable[[], int]) -> JobPlan:
         with _packed(self.field):

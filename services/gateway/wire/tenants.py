@@ -15,7 +15,8 @@ from services.gateway.app.quotas import QuotaUse, parse_limit_name
 from services.gateway.app.sealing import SealReport
 from services.gateway.app.tenant_deletion import DeletedTenant
 from services.gateway.app.tenants import Caller
-from services.gateway.domain.tenants import LIMIT_NAMES, TenantLimits, TenantRecord
+from services.gateway.domain.moderation import POLICIES, Policy
+from services.gateway.domain.tenants import LIMIT_NAMES, TenantDeletion, TenantLimits, TenantRecord
 from services.gateway.wire.answers import moment
 
 NOTE_LIMIT_BYTES = 128
@@ -34,6 +35,7 @@ RANGES = {
     "history_s": (1.0, 10 * 365 * 86_400.0),
 }
 _POOL = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_POOL_RULE = "must be 1 to 63 of a-z, 0-9 and -, not starting with -"
 
 
 def name(text: str, *, field: str) -> str:
@@ -57,13 +59,33 @@ def change(request: tenants_pb2.SetTenantRequest) -> Callable[[TenantRecord], Te
         given["service_class"] = check_whole(request.service_class, 0, SERVICE_CLASS_MAX, field="service_class")
     if request.HasField("pool"):
         if request.pool and not _POOL.fullmatch(request.pool):
-            raise InvalidField("must be 1 to 63 of a-z, 0-9 and -, not starting with -", field="pool")
+            raise InvalidField(_POOL_RULE, field="pool")
         given["pool"] = request.pool
+    if request.HasField("policy"):
+        given["policy"] = _policy(request.policy)
+    if request.HasField("policy_pool"):
+        if request.policy_pool and not _POOL.fullmatch(request.policy_pool):
+            raise InvalidField(_POOL_RULE, field="policy_pool")
+        given["policy_pool"] = request.policy_pool
     if request.HasField("note"):
         check_bytes(request.note, NOTE_LIMIT_BYTES, field="note")
         given["note"] = "".join(each if each.isprintable() else " " for each in request.note)
     limits = _limits(request)
-    return lambda tenant: replace(tenant, **given, limits=replace(tenant.limits, **limits))  # type: ignore[arg-type]  # by name
+
+    def changed(tenant: TenantRecord) -> TenantRecord:
+        after = replace(tenant, **given, limits=replace(tenant.limits, **limits))  # type: ignore[arg-type]  # by name
+        if after.pool and after.policy_pool not in ("", after.pool):
+            raise InvalidField(f"is {after.policy_pool}; the tenant is bound to {after.pool}", field="policy_pool")
+        return after
+
+    return changed
+
+
+def _policy(text: str) -> Policy | None:
+    """None: the gateway's default."""
+    if text and text not in POLICIES:
+        raise InvalidField(f"must be one of {', '.join(POLICIES)}, or empty for the default", field="policy")
+    return Policy(text) if text else None
 
 
 def _limits(request: tenants_pb2.SetTenantRequest) -> dict[str, object]:
@@ -100,11 +122,27 @@ def tenant(value: TenantRecord) -> tenants_pb2.Tenant:
         service_class=value.service_class,
         pool=value.pool,
         note=value.note,
+        policy=value.policy or "",
+        policy_pool=value.policy_pool,
     )
     create_time = moment(value.create_s)
     if create_time is not None:
         message.create_time.CopyFrom(create_time)
+    if value.deletion is not None:
+        message.deletion.CopyFrom(_deletion(value.deletion))
     return message
+
+
+def _deletion(value: TenantDeletion) -> tenants_pb2.TenantDeletion:
+    return tenants_pb2.TenantDeletion(
+        begin_time=moment(value.begin_s),
+        end_time=moment(value.end_s),
+        records=value.records,
+        blobs=value.blobs,
+        api_keys=value.api_keys,
+        is_key_destroyed=value.is_key_destroyed,
+        remains=value.remains,
+    )
 
 
 def _limits_message(limits: TenantLimits) -> tenants_pb2.TenantLimits:
@@ -123,13 +161,15 @@ def quota(tenant_name: str, uses: Sequence[QuotaUse]) -> tenants_pb2.Quota:
 
 
 def deleted(value: DeletedTenant) -> tenants_pb2.DeleteTenantResponse:
+    progress = value.progress
     return tenants_pb2.DeleteTenantResponse(
         tenant=value.tenant,
-        is_key_destroyed=value.is_key_destroyed,
-        api_keys=value.api_keys,
-        records=sum(value.records.values()),
-        blobs=value.blobs,
-        remains=value.remains,
+        is_key_destroyed=progress.is_key_destroyed,
+        api_keys=progress.api_keys,
+        records=progress.records,
+        blobs=progress.blobs,
+        remains=progress.remains,
+        is_done=value.is_done,
     )
 
 

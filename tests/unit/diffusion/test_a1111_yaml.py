@@ -109,6 +109,12 @@ def test_other_noise_is_taken_where_it_is_some(start, end, betas, tmp_path):
     assert scheduler(read(tmp_path, SD1, yaml=yaml), "beta_start", "beta_end") == betas
 
 
+@pytest.mark.parametrize("yaml", ["", "# nothing", "words", "- a\n- b", "5", "name: Dream\ntags: [a]", "model: SD 2.1"])
+def test_a_yaml_that_is_no_models_config_says_nothing(yaml, tmp_path):
+    """SD 2 without a word predicts velocity; LDM's default, noise, counts for configs alone."""
+    assert scheduler(read(tmp_path, SD2, yaml=yaml), "prediction_type") == ("v_prediction",)
+
+
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
 )
@@ -143,9 +149,9 @@ def test_tags_make_no_objects(tmp_path):
     assert scheduler(read(tmp_path, SD1, yaml=yaml), "prediction_type") == ("epsilon",)
 
 
-@pytest.mark.parametrize("content", ["", "null", "just words", "- a\n- b", "5"])
-def test_a_yaml_that_says_nothing_means_what_ldm_takes_by_default(content, tmp_path):
-    assert scheduler(read(tmp_path, SD2, yaml=content), "prediction_type") == ("epsilon",)
+def test_a_config_that_does_not_say_it_means_what_ldm_takes_by_default(tmp_path):
+    yaml = LDM.format(line="timesteps: 1000", width=1024)
+    assert scheduler(read(tmp_path, SD2, yaml=yaml), "prediction_type") == ("epsilon",)
 
 
 def test_no_file_says_nothing(tmp_path):

@@ -4,10 +4,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fanlight.diffusion.v1.diffusion_pb2 import GenerateRequest
 from fanlight.errors import FailedPrecondition, NotFound
 from services.diffusion.engine.backend import assemble
+from services.diffusion.engine.conditioning import ConditioningCache
+from services.diffusion.models.catalog import ModelCatalog
 from services.diffusion.models.faults import UnusableModel
 from services.diffusion.models.scan import scan
+from services.diffusion.parse.prompts import read_prompts
 from tests.fakes.families import make_tiny_sdxl
 
 WIDTH = 16
@@ -90,6 +94,30 @@ def test_a_prompt_with_the_vectors_is_the_prompt_with_a_table_that_has_them(vect
     ids = [text.tokenizer.bos_token_id, 7, *text.added["mint"], 9, text.tokenizer.eos_token_id]
     row = torch.tensor([ids + [text.tokenizer.pad_token_id] * (77 - len(ids))])
     assert torch.equal(text.encoder(row).last_hidden_state, resized(row).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "of_step", "plain"),
+    [
+        ("a [cat:mint:1]", 2, "a mint"),
+        ("a [cat|mint]", 2, "a mint"),
+        ("a [mint::1] cup", 1, "a mint cup"),
+        ("mint AND a cup", 1, "mint"),
+        ("a [[mint:cat:1]|dog]", 1, "a mint"),
+    ],
+)
+def test_one_is_found_in_changes_and_beside_and(prompt, of_step, plain, vectors, folder, manager, catalog, asked):
+    save_file({"emb_params": vectors}, folder / "mint.safetensors")
+    [entry] = scan([folder.parent]).entries
+    both = ModelCatalog([*catalog.entries, entry])
+    request = GenerateRequest(prompt=prompt, steps=2)
+    found = read_prompts(request, both, both.default()).embeddings
+    assert found == (entry,)
+    changing, fixed = (asked(prompt=text, steps=2, embeddings=found) for text in (prompt, plain))
+    own = ConditioningCache().get(changing, assemble(manager, changing)).at(of_step).prompts[0][0].embeds
+    assert torch.equal(own, ConditioningCache().get(fixed, assemble(manager, fixed)).at(1).prompts[0][0].embeds)
+    without = ConditioningCache().get(asked(prompt=plain, steps=2), manager.checkpoint(catalog.default())).at(1)
+    assert not torch.equal(own, without.prompts[0][0].embeds)
 
 
 def test_sdxls_pairs_go_to_both_encoders(folder, manager, asked, tmp_path):

@@ -68,10 +68,11 @@ def oft(name):
     return {f"oft_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.{name}": (2, 8, 8)}
 
 
-def test_an_oft_is_named_or_used(tmp_path):
+def test_an_oft_is_used_and_told(tmp_path, capsys):
     sparse_file(tmp_path / "kohya-oft.safetensors", oft("oft_blocks"))
-    found = scan([tmp_path])
-    assert found.entries or "OFT" in found.left_out[0].reason
+    [entry] = scan([tmp_path]).entries
+    assert "OFT" in entry.note
+    assert "kohya-oft.safetensors" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

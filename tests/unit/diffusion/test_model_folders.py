@@ -98,6 +98,8 @@ def test_the_defaults_are_those_of_the_libraries(models):
     for own, config in ((whole_vae({}), vae), (whole_controlnet({}), net)):
         for name, value in own.items():
             assert value == (list(config[name]) if isinstance(config[name], tuple) else config[name]), name
+    sdxl = whole_recipe(type(recipe)(index={}, unet={"addition_embed_type": "text_time"}, vae={}, texts=()))
+    assert (sdxl.vae["force_upcast"], "force_upcast" in bare.vae) == (vae["force_upcast"], False)
     text = type(recipe.texts[0])(part="text_encoder", tokenizer="tokenizer", config={})
     whole = whole_recipe(type(recipe)(index={}, unet={}, vae={}, texts=(text,)))
     assert whole.texts[0].config["hidden_size"] == CLIPTextConfig().hidden_size

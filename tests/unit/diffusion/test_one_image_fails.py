@@ -179,15 +179,29 @@ def embedding_files() -> dict[str, Any]:
     }
 
 
+# What only its values show.
+LISTED = ("nan", "long", "wide")
+
+
 @pytest.mark.parametrize("name", embedding_files())
 def test_an_embedding_that_is_none_ends_its_image_and_is_named(folder: Path, backend: TorchBackend, name: str) -> None:
+    """Replaced since the folder was searched: a file that is none then is never listed."""
     (folder / "embeddings").mkdir()
-    torch.save(embedding_files()[name], folder / "embeddings" / "odd.pt")
+    file = folder / "embeddings" / "odd.pt"
+    torch.save({"string_to_param": {"*": torch.zeros(1, 16)}}, file)
     catalog = scan([folder])
     entry = catalog.embedding("odd", catalog.default())
+    torch.save(embedding_files()[name], file)
     bad = wanted(catalog, prompt="a cat, odd", embeddings=(entry,))
     error = assert_ends_alone(backend, bad, [wanted(catalog, seed=1)], "embedding:odd")
     assert isinstance(error, UnusableModel)
+
+
+@pytest.mark.parametrize("name", [each for each in embedding_files() if each not in LISTED])
+def test_a_file_that_is_no_embedding_is_left_out_with_the_reason(folder: Path, name: str) -> None:
+    (folder / "embeddings").mkdir()
+    torch.save(embedding_files()[name], folder / "embeddings" / "odd.pt")
+    assert [each.path for each in scan([folder]).left_out if each.reason] == ["embeddings/odd.pt"]
 
 
 def test_a_file_that_is_replaced_by_a_damaged_one_while_in_use_is_named(folder: Path, backend: TorchBackend) -> None:

@@ -1,5 +1,6 @@
 """A card's number type is chosen by what it can; what leaves its range is tried again in float32, the VAE first."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -71,7 +72,7 @@ def test_a_precision_that_there_is_not_is_refused(monkeypatch):
 
 @pytest.fixture
 def damaged(models, tmp_path, asked):
-    """A generation with the tiny model, one tensor of which was multiplied."""
+    """A generation with the tiny model, one tensor of which was multiplied, and whose VAE computes as its UNet does."""
 
     def make(file, tensor, factor=BEYOND_FLOAT16, **fields):
         folder = tmp_path / "models"
@@ -80,6 +81,8 @@ def damaged(models, tmp_path, asked):
         tensors = load_file(path)
         tensors[tensor] = tensors[tensor] * factor
         save_file(tensors, path)
+        config = next(folder.rglob("vae/config.json"))
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": False}))
         checkpoint = scan([folder]).default()
         return replace(asked(steps=2, **fields), checkpoint=checkpoint)
 
@@ -105,6 +108,7 @@ def test_a_vae_that_gives_nan_is_tried_in_float32(damaged):
     generation = damaged(*VAE)
     half, _ = finished(TorchBackend(ModelManager(device="cpu", precision="float16"), threads=1), generation)
     assert (half.dtype, half.vae_dtype) == ("float16", "float32")
+    assert half.warnings == ("the VAE gave NaN in float16; it decoded again in float32",)
     full, _ = finished(TorchBackend(ModelManager(device="cpu"), threads=1), generation)
     assert np.abs(half.pixels.astype(int) - full.pixels.astype(int)).mean() < 16
 
@@ -114,6 +118,8 @@ def test_a_unet_that_gives_nan_is_begun_again_in_float32(damaged):
     half, again = finished(TorchBackend(ModelManager(device="cpu", precision="float16"), threads=1), generation)
     full, _ = finished(TorchBackend(ModelManager(device="cpu"), threads=1), generation)
     assert (again, half.dtype, half.vae_dtype) == (1, "float32", "float32")
+    assert half.warnings == ("the model gave NaN in float16; the image was made again in float32",)
+    assert full.warnings == ()
     assert np.array_equal(half.pixels, full.pixels)
 
 

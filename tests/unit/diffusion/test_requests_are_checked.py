@@ -227,10 +227,14 @@ def test_what_this_worker_has_is_taken(parser):
     assert (effective.clip_skip, effective.precision, effective.safety_checker) == (2, "float32", "flag")
 
 
-def test_a_checkpoint_trained_with_the_layer_before_the_last_has_one_less_to_choose_from(parser):
+def test_sdxls_layers_count_from_the_last_one_too(parser):
+    """So that the largest `clip_skip` that people send, which changes nothing for it, is taken as for SD 1."""
     entry = parser.catalog.default()
-    recipe = replace(entry.recipe, unet={**entry.recipe.unet, "addition_embed_type": "text_time"})
-    assert (entry.text_encoder_layers, replace(entry, recipe=recipe).text_encoder_layers) == (2, 1)
+    sdxl = replace(entry, recipe=replace(entry.recipe, unet={**entry.recipe.unet, "addition_embed_type": "text_time"}))
+    assert (entry.text_encoder_layers, sdxl.text_encoder_layers) == (2, 2)
+    parser.abilities.check(GenerateRequest(model=sdxl.id, clip_skip=2, sdxl_clip_skip=2), sdxl)
+    with pytest.raises(FailedPrecondition, match=r"is 3; the text encoder of .* takes 2 at most"):
+        parser.abilities.check(GenerateRequest(model=sdxl.id, sdxl_clip_skip=3), sdxl)
 
 
 def test_a_variation_seed_that_is_left_open_is_drawn(parser):
@@ -368,6 +372,6 @@ def test_what_was_mended_in_a_prompt_is_warned_of(parser):
 def test_a_clip_skip_of_another_kind_of_checkpoint_is_warned_of(parser):
     generation = parser.parse(GenerateRequest(sdxl_clip_skip=2))
     assert generation.warnings == ("sdxl_clip_skip: changes nothing for tiny, which is not SDXL; clip_skip does",)
-    with pytest.raises(FailedPrecondition, match="is 6; the text encoder of tiny takes 3 at most") as caught:
+    with pytest.raises(FailedPrecondition, match="is 6; the text encoder of tiny takes 2 at most") as caught:
         parser.parse(GenerateRequest(sdxl_clip_skip=6))
     assert caught.value.field == "sdxl_clip_skip"

@@ -44,7 +44,7 @@ def image() -> np.ndarray:
 
 @pytest.mark.parametrize("mode", [Safety.FLAG, Safety.BLUR, Safety.BLOCK])
 def test_what_it_does_not_like_is_treated_as_asked(mode, folder, image):
-    pixels, is_unsafe = SafetyChecker(folder).check(image, mode, ModelManager(device="cpu"))
+    pixels, is_unsafe = SafetyChecker(lambda: folder).check(image, mode, ModelManager(device="cpu"))
     assert is_unsafe
     if mode is Safety.FLAG:
         assert np.array_equal(pixels, image)
@@ -55,7 +55,7 @@ def test_what_it_does_not_like_is_treated_as_asked(mode, folder, image):
 
 
 def test_what_it_likes_stays_as_it_is(folder, image):
-    checker, manager = SafetyChecker(folder), ModelManager(device="cpu")
+    checker, manager = SafetyChecker(lambda: folder), ModelManager(device="cpu")
     checker.check(image, Safety.FLAG, manager)
     with manager.pinned("safety_checker", lambda dtype: None) as model:
         model.concept_embeds_weights.data.fill_(2.0)
@@ -83,17 +83,17 @@ def test_it_judges_as_diffusers_does(threshold, tmp_path):
 @pytest.mark.parametrize("kept", [None, "nothing"])
 def test_without_its_weights_it_says_so(kept, tmp_path, image):
     with pytest.raises(NodeFault, match="safety checker"):
-        SafetyChecker(tmp_path if kept else None).check(image, Safety.FLAG, ModelManager(device="cpu"))
+        SafetyChecker(lambda: tmp_path if kept else None).check(image, Safety.FLAG, ModelManager(device="cpu"))
 
 
 def test_on_a_gpu_it_takes_its_part_of_the_memory_and_goes_when_others_need_it(folder, image):
     gpu = FakeGpu()
     manager = ModelManager(open_device=lambda wanted: gpu, vram_bytes=1 << 20)
-    SafetyChecker(folder).check(image, Safety.FLAG, manager)
+    SafetyChecker(lambda: folder).check(image, Safety.FLAG, manager)
     assert manager.used_bytes > 0
     assert gpu.uploads == 1
     manager.release()
-    SafetyChecker(folder).check(image, Safety.FLAG, manager)
+    SafetyChecker(lambda: folder).check(image, Safety.FLAG, manager)
     assert gpu.uploads == 2
 
 
@@ -107,6 +107,6 @@ def test_where_the_gpu_has_no_room_for_it_a_generated_image_is_looked_at_from_ra
     gpu = FakeGpu()
     gpu.dtype = dtype
     manager = ModelManager(open_device=lambda wanted: gpu, vram_bytes=1)
-    _, is_unsafe = SafetyChecker(folder).check(image, Safety.FLAG, manager)
+    _, is_unsafe = SafetyChecker(lambda: folder).check(image, Safety.FLAG, manager)
     assert gpu.uploads == 0
-    assert is_unsafe == SafetyChecker(folder).check(image, Safety.FLAG, ModelManager(device="cpu"))[1]
+    assert is_unsafe == SafetyChecker(lambda: folder).check(image, Safety.FLAG, ModelManager(device="cpu"))[1]

@@ -27,10 +27,12 @@ def supplied(models):
     """A catalog, its store and its supply, by what may be fetched."""
     readers = ThreadPoolExecutor(1)
 
-    def supply(fetch, **paths):
+    def supply(fetch, own=None, default="off", is_offline=False, **paths):
         catalog = ModelCatalog()
         store = FakeStore({"sd15": models / "model", "hf:some/one": models / "model", **paths})
-        return catalog, store, Supply(catalog, store, RemoteModels(catalog=shipped(), fetch=fetch), readers=readers)
+        remote = RemoteModels(catalog=shipped(), fetch=fetch, is_offline=is_offline)
+        made = Supply(catalog, store, remote, readers=readers, checker=own, check_by_default=default)
+        return catalog, store, made
 
     yield supply
     readers.shutdown()
@@ -203,8 +205,8 @@ async def test_what_a_worker_can_do_is_the_same_once_it_has_fetched_some_of_it(s
     assert {model.id for model in before} >= {"sd15", "sdxl", "canny"}
     assert {model.residency for model in before} == {diffusion_pb2.Model.RESIDENCY_UNSPECIFIED}
     layers = {model.id: model.text_encoder_layers for model in before if model.kind == "checkpoint"}
-    # SDXL was trained with the layer before the last of its smaller text encoder, which has 12.
-    assert (layers["sd15"], layers["sdxl"]) == (12, 11)
+    # Those of the smaller text encoder of SDXL.
+    assert (layers["sd15"], layers["sdxl"]) == (12, 12)
     store.held = [HeldModel(name="a/b", size_bytes=1, is_pinned=False, used_s=0, references=("sdxl",))]
     async with supply.provided(Request(model="sd15"), lambda progress: None):
         pass
@@ -217,3 +219,45 @@ def test_where_any_reference_may_be_fetched_each_kind_says_so(supplied):
     offered = [model for model in models_to_proto(catalog, remote=supply.remote_models()) if model.id == "*"]
     assert [model.kind for model in offered] == ["checkpoint", "controlnet", "embedding", "lora", "vae"]
     assert {model.residency for model in offered} == {diffusion_pb2.Model.RESIDENCY_REMOTE}
+
+
+@pytest.mark.parametrize(
+    ("asked", "default", "is_fetched"),
+    [("", "off", False), ("off", "flag", False), ("", "flag", True), ("flag", "off", True), ("block", "off", True)],
+)
+async def test_the_safety_checker_is_fetched_as_any_model_where_a_request_needs_it(
+    asked, default, is_fetched, supplied, tmp_path
+):
+    _, store, supply = supplied(FetchMode.CATALOG, default=default, **{"safety-checker": tmp_path})
+    assert supply.can_check
+    assert supply.checker_folder() is None
+    async with supply.provided(Request(model="sd15", safety_checker=asked), lambda progress: None):
+        assert ("safety-checker" in store.in_use) is is_fetched
+        assert supply.checker_folder() == (tmp_path if is_fetched else None)
+    assert store.in_use == []
+
+
+async def test_the_operators_own_safety_checker_is_used_and_none_is_fetched(supplied, tmp_path):
+    for fetch in (FetchMode.OFF, FetchMode.ANY):
+        _, store, supply = supplied(fetch, own=tmp_path)
+        assert supply.can_check
+        async with supply.provided(Request(model="sd15", safety_checker="block"), lambda progress: None):
+            assert supply.checker_folder() == tmp_path
+            assert "safety-checker" not in [reference for reference, _ in store.asked]
+
+
+async def test_a_worker_that_could_not_get_a_safety_checker_offers_none(supplied, tmp_path):
+    assert not supplied(FetchMode.OFF)[2].can_check
+    _, store, supply = supplied(FetchMode.CATALOG, is_offline=True)
+    assert not supply.can_check
+    references = ("catalog:safety-checker",)
+    store.held.append(HeldModel(name="checker", size_bytes=1, is_pinned=False, used_s=0.0, references=references))
+    assert supply.can_check
+
+
+async def test_a_safety_checker_that_cannot_be_fetched_names_its_field_and_its_need(supplied):
+    _, _, supply = supplied(FetchMode.CATALOG)
+    with pytest.raises(NodeFault) as caught:
+        async with supply.provided(Request(model="sd15", safety_checker="blur"), lambda progress: None):
+            pass
+    assert (caught.value.field, caught.value.part) == ("safety_checker", "safety_checker:blur")

@@ -9,6 +9,7 @@ from services.gateway.app.retention import GRACE_S, BlobRetention
 from services.gateway.config import GatewaySettings
 from services.gateway.domain.job import ControlImage, Job, Output, Task, TaskState, blobs_of
 from services.kernel.blobs import BlobInfo
+from tests.fakes.audit import audit_log
 from tests.fakes.gateway import a_job
 from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.memory_store import MemoryStore
@@ -40,7 +41,8 @@ def a_job_that_read(image: BlobInfo, *made: BlobInfo) -> Job:
 
 
 def quotas_of(settings: GatewaySettings) -> Quotas:
-    return Quotas(Records(MemoryStore(), Clock()), Clock(), settings)
+    store = Records(MemoryStore(), Clock())
+    return Quotas(store, Clock(), settings, audit_log(store, Clock()))
 
 
 async def test_blobs_of_open_jobs_stay_and_others_go_after_the_jobs_retention(tmp_path: Path) -> None:

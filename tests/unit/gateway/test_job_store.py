@@ -12,7 +12,7 @@ from services.gateway.app.job_store import JOBS, JOBS_BUCKET, LAGS_LIMIT, JobSto
 from services.gateway.app.records import Records
 from services.gateway.domain import machine
 from services.gateway.domain.job import Job, JobState, Lease
-from services.gateway.ports import Record
+from services.gateway.ports import NewRecord, Record
 from tests.fakes.fleet import FakeClock, Fleet, generation
 from tests.fakes.memory_store import MemoryStore
 
@@ -38,8 +38,10 @@ class HastyStore(LateStore):
 
     next_job: Job | None = None
 
-    async def put(self, bucket: str, key: str, value: bytes, *, revision: int) -> Record:
-        record = await super().put(bucket, key, value, revision=revision)
+    async def put(
+        self, bucket: str, key: str, value: bytes, *, revision: int, after: NewRecord | None = None
+    ) -> Record:
+        record = await super().put(bucket, key, value, revision=revision, after=after)
         if self.next_job is not None:
             job, self.next_job = self.next_job, None
             await super().put(bucket, key, JOBS.encode(job), revision=record.revision)

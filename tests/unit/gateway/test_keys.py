@@ -12,6 +12,7 @@ from services.gateway.app.records import Records
 from services.gateway.app.tenants import OPERATOR, Caller, callers_of, check_tokens, token_of
 from services.gateway.domain.keys import RIGHTS, KeyRole, KeyState, Right, state_of
 from services.kernel.config import SettingsError
+from tests.fakes.audit import audit_log
 from tests.fakes.fleet import FakeClock
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.gateway.test_nodes import counted_bytes
@@ -33,7 +34,7 @@ def store() -> Iterator[MemoryStore]:
 
 
 def keys_over(store: MemoryStore, clock: FakeClock, start: int = 0) -> Keys:
-    keys = Keys(Records(store, clock), clock, counted_bytes(start))
+    keys = Keys(records := Records(store, clock), clock, counted_bytes(start), audit_log(records, clock))
     keys.use_tokens({TOKEN: OPERATOR})
     return keys
 
@@ -135,7 +136,7 @@ async def test_an_operators_key_belongs_to_no_tenant(keys: Keys) -> None:
 
 async def test_without_an_operators_token_no_key_is_made_and_none_counts(store: MemoryStore, clock: FakeClock) -> None:
     created = await made(keys_over(store, clock))
-    bare = Keys(Records(store, clock), clock, counted_bytes(100))
+    bare = Keys(records := Records(store, clock), clock, counted_bytes(100), audit_log(records, clock))
     await bare.load()
     assert bare.caller_of(created.secret) is None
     with pytest.raises(FailedPrecondition, match="FANLIGHT_CLIENT_TOKEN"):

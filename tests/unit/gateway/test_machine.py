@@ -1,5 +1,7 @@
 """The life of a job, event by event, and under any sequence of events."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -319,3 +321,43 @@ class Life(RuleBasedStateMachine):
 
 Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLife = Life.TestCase
+
+
+def judged(count: int = 1, *annotators: str) -> Job:
+    return replace(job_of(count, *annotators), is_judged=True)
+
+
+def test_a_result_that_is_judged_is_published_only_by_its_verdict() -> None:
+    job = completed(leased(judged()))
+    assert (states(job), job.state) == (["judging"], JobState.RUNNING)
+    assert machine.lease_status(job, 1, "a") is LeaseStatus.COMPLETED
+    assert completed(job) is job
+    done = machine.publish(job, 1, labels=("a",), now_s=9.0)
+    assert (states(done), done.state, done.end_time_s) == (["succeeded"], JobState.SUCCEEDED, 9.0)
+    assert done.tasks[0].outputs[0].labels == ("a",)
+
+
+def test_a_result_that_is_withheld_fails_the_job_and_is_dropped() -> None:
+    job = completed(leased(judged(2)))
+    failure = Failure(reason="CONTENT_BLOCKED", message="no")
+    after = machine.withhold(job, 1, failure=failure, now_s=9.0)
+    assert (states(after), after.failure, after.tasks[0].outputs) == (["failed", "cancelled"], failure, ())
+    with pytest.raises(FailedPrecondition):
+        machine.redrive(after, now_s=10.0)
+
+
+def test_only_the_first_verdict_counts() -> None:
+    failure = Failure(reason="CONTENT_BLOCKED", message="no")
+    job = completed(leased(judged()))
+    published = machine.publish(job, 1, now_s=9.0)
+    assert machine.withhold(published, 1, failure=failure, now_s=10.0) is published
+    withheld = machine.withhold(job, 1, failure=failure, now_s=9.0)
+    assert machine.publish(withheld, 1, now_s=10.0) is withheld
+    cancelled = machine.cancel(job, now_s=9.0)
+    assert (cancelled.tasks[0].outputs, machine.publish(cancelled, 1, now_s=10.0)) == ((), cancelled)
+
+
+def test_control_images_on_the_way_are_not_judged() -> None:
+    job = completed(leased(judged(1, "canny")))
+    assert states(job) == ["succeeded", "queued"]
+    assert states(completed(leased(job, 2), 2)) == ["succeeded", "judging"]

@@ -11,6 +11,7 @@ from fanlight.errors import FailedPrecondition, InvalidField, NotFound, Unauthen
 from services.gateway.app.nodes import NODES_BUCKET, IssuedCredential, Nodes, VerifiedIdentity
 from services.gateway.app.records import Records
 from services.gateway.domain.nodes import OVERLAP_S, CopiedCredential, Grant, NodeState, state_of
+from tests.fakes.audit import audit_log
 from tests.fakes.fleet import FakeClock
 from tests.fakes.memory_store import MemoryStore
 
@@ -36,9 +37,20 @@ def counted_bytes(start: int = 0) -> Callable[[int], bytes]:
     return lambda size: hashlib.sha512(str(next(numbers)).encode()).digest()[:size]
 
 
+def nodes_over(records: Records, clock: FakeClock, random_bytes: Callable[[int], bytes]) -> Nodes:
+    log = audit_log(records, clock)
+    return Nodes(records, clock, random_bytes, log, credential_ttl_s=CREDENTIAL_TTL_S)
+
+
 @pytest.fixture
 def nodes(store: MemoryStore, clock: FakeClock) -> Nodes:
-    return Nodes(Records(store, clock), clock, counted_bytes(), credential_ttl_s=CREDENTIAL_TTL_S)
+    return Nodes(
+        records := Records(store, clock),
+        clock,
+        counted_bytes(),
+        audit_log(records, clock),
+        credential_ttl_s=CREDENTIAL_TTL_S,
+    )
 
 
 ANYTHING = Grant()
@@ -127,7 +139,13 @@ async def test_a_revoked_node_loses_its_credentials_at_every_gateway(
     store: MemoryStore, clock: FakeClock, nodes: Nodes
 ) -> None:
     issued = await join(nodes)
-    other = Nodes(Records(store, clock), clock, counted_bytes(1_000), credential_ttl_s=CREDENTIAL_TTL_S)
+    other = Nodes(
+        records := Records(store, clock),
+        clock,
+        counted_bytes(1_000),
+        audit_log(records, clock),
+        credential_ttl_s=CREDENTIAL_TTL_S,
+    )
     await other.load()
     assert other.of_credential(issued.credential)
     await nodes.revoke(issued.node.id, "it lied")

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
+from fanlight.audit_log.v1 import audit_log_pb2
 from fanlight.blobs.v1 import blobs_pb2
 from fanlight.gateway.v1 import gateway_pb2
 from fanlight.keys.v1 import keys_pb2
@@ -26,16 +27,17 @@ from tests.fakes.rpc_gateway import serving
 TOKEN, ACME = "operator-0123456789", "acme-0123456789"
 
 RPCS: dict[str, Right] = {
-    **dict.fromkeys(("CreateJob", "CreateJobs", "CancelJob", "RedriveDeadLetter"), Right.SUBMIT),
+    **dict.fromkeys(("CreateJob", "CreateJobs", "CancelJob", "DeleteJob", "RedriveDeadLetter"), Right.SUBMIT),
     **dict.fromkeys(("GetJob", "ExplainJob", "ListJobs", "WatchJob", "GetWebhook", "ListDeadLetters"), Right.READ),
     **dict.fromkeys(("GetDeadLetter", "ListAnnotators", "ListModels", "ListWorkers"), Right.READ),
-    **dict.fromkeys(("WriteBlob", "PrepareUpload", "HasBlobs"), Right.SUBMIT),
+    **dict.fromkeys(("WriteBlob", "PrepareUpload", "HasBlobs", "DeleteBlob"), Right.SUBMIT),
     **dict.fromkeys(("ReadBlob", "PrepareRead"), Right.READ),
     **dict.fromkeys(("CreateKey", "ListKeys", "GetKey", "RotateKey", "RevokeKey"), Right.MANAGE),
     **dict.fromkeys(("CreateInvite", "ListInvites", "RemoveInvite", "ListNodes", "GetNode"), Right.OPERATE),
     **dict.fromkeys(("DrainNode", "RevokeNode", "PurgeNode", "RemoveNode"), Right.OPERATE),
     **dict.fromkeys(("SetTenant", "ListTenants", "GetTenant", "DeleteTenant"), Right.OPERATE),
     **dict.fromkeys(("RotateDataKey", "GetSealing"), Right.OPERATE),
+    **dict.fromkeys(("ListAuditEntries", "ListAuditChains", "FollowAuditLog"), Right.OPERATE),
     "GetQuota": Right.QUEUE,
     **dict.fromkeys(("ListDamagedRecords", "GetDamagedRecord", "RemoveDamagedRecord"), Right.OPERATE),
 }
@@ -50,6 +52,7 @@ SERVICES = [
         (nodes_pb2, "NodeService"),
         (records_pb2, "RecordService"),
         (tenants_pb2, "TenantService"),
+        (audit_log_pb2, "AuditLogService"),
     )
 ]
 METHODS = [(service.full_name, method) for service in SERVICES for method in service.methods]
@@ -151,7 +154,18 @@ def test_every_path_has_a_right(fleet: Fleet) -> None:
         ("GET", "/v1/nodes", Right.OPERATE),
         ("GET", "/v1/quota", Right.QUEUE),
         ("GET", "/v1/tenants", Right.OPERATE),
+        ("HEAD", "/v1/tenants", Right.OPERATE),
+        ("HEAD", "/v1/tenants/acme", Right.OPERATE),
+        ("HEAD", "/v1/keys", Right.MANAGE),
+        ("HEAD", "/v1/jobs", Right.READ),
         ("PATCH", "/v1/tenants/acme", Right.OPERATE),
+        ("DELETE", "/v1/tenants/none", Right.OPERATE),
+        ("POST", "/v1/tenants/none:rotate-data-key", Right.OPERATE),
+        ("GET", "/v1/sealing", Right.OPERATE),
+        ("GET", "/v1/audit-log", Right.OPERATE),
+        ("GET", "/v1/audit-log/chains", Right.OPERATE),
+        ("DELETE", "/v1/jobs/none", Right.SUBMIT),
+        ("DELETE", f"/v1/blobs/sha256:{'0' * 64}", Right.SUBMIT),
         ("GET", "/v1/damaged-records", Right.OPERATE),
     ],
 )

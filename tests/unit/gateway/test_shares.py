@@ -1,6 +1,7 @@
 """Fair shares: whose task is next, whatever priorities say and however long queues are."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -237,3 +238,50 @@ def test_a_newcomer_is_next_whatever_the_others_asked_for(asked: list[tuple[str,
     line.come("newcomer", "C")
     line.rerank()
     assert line.serve().tenant == "C"
+
+
+class TwoQueues:
+    """Tasks of two checkpoints; a worker that has both takes what ranks first of both."""
+
+    def __init__(self) -> None:
+        self.shares, self.queues = Shares(equal_share), TaskQueues()
+
+    def come(self, name: str, tenant: str, checkpoint: str, *, priority: int = 0) -> None:
+        kind = replace(KIND, checkpoint=checkpoint)
+        rank = self.shares.enter(
+            (name, 1),
+            tenant,
+            create_time_s=float(len(self.queues)),
+            priority=priority,
+            among=lambda: self.queues.first(queue_of(kind), LOOK),
+            fronts=lambda: self.queues.fronts(kind.stage, 16, 4),
+        )
+        self.queues.add(a_task(name, kind=kind, rank_s=rank, tenant=tenant))
+        for key in self.shares.pop_moved(1_000_000):
+            task = self.queues.remove(key)
+            assert task is not None
+            self.queues.add(replace(task, rank_s=self.shares.rank_of(key)))
+
+    def order(self) -> list[WaitingTask]:
+        tasks = [task for name in "xy" for task in self.queues.first(queue_of(replace(KIND, checkpoint=name)), 1_000)]
+        return sorted(tasks, key=lambda task: (task.rank_s, task.key))
+
+
+@pytest.mark.parametrize("checkpoint", ["x", "y"])
+def test_a_newcomer_is_before_the_tasks_of_every_checkpoint(checkpoint: str) -> None:
+    both = TwoQueues()
+    for number in range(100):
+        both.come(f"a{number:03}", "A", "xy"[number % 7 > 2], priority=number % 5)
+    both.come("b", "B", checkpoint)
+    assert both.order()[0].key == ("b", 1)
+
+
+def test_the_newcomers_next_tasks_stand_with_those_of_their_checkpoint() -> None:
+    both = TwoQueues()
+    for number in range(100):
+        both.come(f"a{number:03}", "A", "x" if number < 50 else "y")
+    for number in range(10):
+        both.come(f"b{number:03}", "B", "y")
+    of_b = [place for place, task in enumerate(both.order()) if task.tenant == "B"]
+    assert of_b[0] == 0
+    assert of_b[1] >= 50

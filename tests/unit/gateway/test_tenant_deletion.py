@@ -1,15 +1,16 @@
 """Deleting a tenant destroys its key and its data on every store, and what a backup brings back yields nothing."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fanlight.errors import FailedPrecondition, NotFound
+from fanlight.errors import FailedPrecondition, LeaseLost, NotFound
 from services.gateway.adapters.disk_blobs import DiskBlobs
 from services.gateway.adapters.key_vaults import StoreVault
 from services.gateway.adapters.seal_format import UnreadableBlob
@@ -18,9 +19,11 @@ from services.gateway.adapters.sealed_store import SealedStore
 from services.gateway.adapters.sqlite_store import open_sqlite_store
 from services.gateway.app.contents import CONTENT_BUCKETS
 from services.gateway.app.data_keys import TenantClosed
-from services.gateway.app.tenants import OPERATOR, Caller
+from services.gateway.app.tenant_deletion import SETTLE_S, TAKEOVER_S
+from services.gateway.app.tenants import OPERATOR, Caller, Tenant, callers_of
 from services.gateway.domain.job import Job, JobState
 from services.gateway.domain.keys import KeyRole
+from services.gateway.domain.tenants import TenantLimits, begin_deletion
 from services.gateway.ports import RecordStore
 from tests.fakes.bucket import Bucket
 from tests.fakes.fleet import Fleet, control, generation
@@ -118,12 +121,15 @@ async def test_a_deleted_tenants_data_is_gone_and_no_backup_brings_it_back(place
     )
     assert not any(b"teapot" in value for value in backup.values())
 
-    deleted = await gateway.tenant_deletion.delete("acme")
-    assert deleted.is_key_destroyed
-    assert {"jobs", "requests", "control_images"} <= set(deleted.records)
+    deleted = await gateway.tenant_deletions.delete("acme")
+    assert deleted.is_done
+    assert deleted.progress.is_key_destroyed
+    # The job, its request id and its cached control image.
+    assert deleted.progress.records == 3
     # The photo, the control image and the image.
-    assert deleted.blobs == 3
-    assert deleted.remains == []
+    assert deleted.progress.blobs == 3
+    assert len(deleted.progress.remains) == 1
+    assert "audit log" in deleted.progress.remains[0]
     with pytest.raises(NotFound):
         await gateway.jobs.get(job.name)
     assert await fleet.blobs.stat("acme", image.digest) is None
@@ -144,8 +150,10 @@ async def test_a_deleted_tenants_data_is_gone_and_no_backup_brings_it_back(place
     with pytest.raises(UnreadableBlob, match="destroyed"):
         [part async for part in fleet.blobs.read("acme", image.digest)]
     # What was put back goes with the next deletion.
-    again = await gateway.tenant_deletion.delete("acme")
-    assert (again.is_key_destroyed, again.records["jobs"], again.blobs) == (False, 1, 1)
+    again = await gateway.tenant_deletions.delete("acme")
+    progress = again.progress
+    # The job, its request id and its cached control image.
+    assert (progress.is_key_destroyed, progress.records, progress.blobs) == (False, 3, 1)
 
 
 async def restore_blob(place: Place, digest: str, stored: bytes) -> None:
@@ -166,8 +174,8 @@ async def test_a_tenant_is_deleted_while_its_jobs_run(place: Place) -> None:
     job = await gateway.jobs.create(generation(2, prompt=PROMPT), ACME)
     (task,) = await worker.lease()
     waiting = await gateway.jobs.create(generation(1), OTHER)
-    await gateway.tenant_deletion.delete("acme")
-    with pytest.raises(TenantClosed):
+    await gateway.tenant_deletions.delete("acme")
+    with pytest.raises((LeaseLost, NotFound, TenantClosed)):
         await worker.complete(task)
     with pytest.raises(TenantClosed):
         await gateway.jobs.create(generation(1), ACME)
@@ -184,19 +192,20 @@ async def test_its_keys_end_and_what_it_was_granted_is_forgotten(place: Place) -
     gateway.keys.use_tokens({"t" * 20: OPERATOR})
     made = await gateway.keys.create(OPERATOR, tenant="acme", role=KeyRole.ADMIN, note="", ttl_s=0.0)
     assert gateway.keys.caller_of(made.secret) is not None
-    deleted = await gateway.tenant_deletion.delete("acme")
-    assert deleted.api_keys == 1
+    deleted = await gateway.tenant_deletions.delete("acme")
+    assert deleted.progress.api_keys == 1
     assert gateway.keys.caller_of(made.secret) is None
-    assert gateway.quotas.page(after="", limit=9) == []
+    [record] = gateway.quotas.page(after="", limit=9)
+    assert (record.name, record.limits, record.is_closed) == ("acme", TenantLimits(), False)
 
 
 async def test_the_report_names_a_token_of_the_settings_and_what_was_in_clear(place: Place) -> None:
     gateway = place.fleet.gateway
     gateway.keys.use_tokens({"t" * 20: ACME})
     await place.records.create("jobs", "old", b'{"version":2,"value":{"tenant":"acme"}}')
-    deleted = await gateway.tenant_deletion.delete("acme")
-    assert ["token" in each for each in deleted.remains] == [True, False]
-    assert "1 of its records in clear" in deleted.remains[1]
+    deleted = await gateway.tenant_deletions.delete("acme")
+    assert sum("token" in each for each in deleted.progress.remains) == 1
+    assert any("1 of its records in clear" in each for each in deleted.progress.remains)
 
 
 async def test_without_sealing_a_tenant_is_deleted_too_and_the_report_says_that_backups_are_in_clear() -> None:
@@ -204,14 +213,156 @@ async def test_without_sealing_a_tenant_is_deleted_too_and_the_report_says_that_
     async with fleet.running():
         await come(fleet)
         job = await finished(fleet, ACME)
-        deleted = await fleet.gateway.tenant_deletion.delete("acme")
-        assert not deleted.is_key_destroyed
-        assert deleted.records["requests"] == 1
+        deleted = await fleet.gateway.tenant_deletions.delete("acme")
+        assert not deleted.progress.is_key_destroyed
+        assert deleted.progress.records == 3
         with pytest.raises(NotFound):
             await fleet.gateway.jobs.get(job.name)
-    assert "backups hold its data in clear" in deleted.remains[0]
+    assert any("backups hold its data in clear" in each for each in deleted.progress.remains)
 
 
 async def test_the_operators_own_tenant_stays(place: Place) -> None:
     with pytest.raises(FailedPrecondition, match="the operator's"):
-        await place.fleet.gateway.tenant_deletion.delete("default")
+        await place.fleet.gateway.tenant_deletions.delete("default")
+
+
+# Steps, crashes and several gateways, over stores in memory.
+
+
+class Killed(BaseException):
+    """Nothing of the process runs on."""
+
+
+async def test_a_deletion_that_is_killed_at_any_write_is_continued_by_the_next_gateway() -> None:
+    for writes in (1, 2, 3, 5, 8):
+        fleet = Fleet()
+        async with fleet.running():
+            await come(fleet)
+            job = await finished(fleet, ACME)
+            await fleet.gateway.jobs.create(generation(1, request_id="open"), ACME)
+            others = await finished(fleet, OTHER)
+            kill_after(fleet, writes)
+            with pytest.raises(Killed):
+                await fleet.gateway.tenant_deletions.delete("acme")
+        revive(fleet)
+        after = fleet.restarted()
+        async with after.running():
+            gateway = after.gateway
+            assert gateway.quotas.is_closed("acme")
+            for _ in range(3):
+                await gateway.tenant_deletions.run()
+            record = gateway.quotas.get("acme")
+            assert record.deletion is not None
+            assert record.deletion.end_s
+            with pytest.raises(NotFound):
+                await gateway.jobs.get(job.name)
+            left = [record for bucket in CONTENT_BUCKETS for record in await fleet.store.list(bucket, limit=100)]
+            assert not any(b"acme" in record.value for record in left)
+            # The job, its request id and the cached control image of the neighbor.
+            assert len(left) == 3
+            assert fleet.blobs.used_bytes_of("acme") == 0
+            assert (await gateway.jobs.get(others.name)).state is JobState.SUCCEEDED
+
+
+def kill_after(fleet: Fleet, writes: int) -> None:
+    """Behind so many writes of the store after the tombstone, none returns any more."""
+    left = [writes]
+
+    def dying(do: Any) -> Any:
+        async def call(*args: Any, **options: Any) -> Any:
+            if args[0] not in ("audit_log", "audit_chains"):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+            return await do(*args, **options)
+
+        return call
+
+    store = fleet.store
+    store.put, store.delete = dying(store.put), dying(store.delete)  # type: ignore[method-assign]
+
+
+def revive(fleet: Fleet) -> None:
+    del fleet.store.put, fleet.store.delete  # type: ignore[attr-defined]  # those of the class again
+
+
+async def test_while_it_goes_on_nobody_acts_for_the_tenant_and_its_name_is_not_free() -> None:
+    fleet = Fleet(is_shared=True)
+    token = "acme-token-0123456789"
+    async with fleet.running(), fleet.restarted().running() as other:
+        callers = callers_of("operator-token-0123456789", [Tenant(name="acme", token=token)], other.gateway.keys)
+        for each in (fleet, other):
+            each.gateway.keys.use_tokens(callers.tokens)
+        made = await fleet.gateway.keys.create(OPERATOR, tenant="acme", role=KeyRole.ADMIN, note="", ttl_s=0.0)
+        begun = await fleet.gateway.tenant_deletions.delete("acme")
+        # The other gateway may still be writing for it.
+        assert not begun.is_done
+        for _ in range(100):
+            await asyncio.sleep(0)
+        for each in (fleet, other):
+            assert each.gateway.keys.caller_of(made.secret) is None
+        assert callers.of_token(token) is None
+        with pytest.raises(FailedPrecondition, match="being deleted"):
+            await other.gateway.quotas.change("acme", lambda tenant: tenant)
+        with pytest.raises(FailedPrecondition, match="being deleted"):
+            await other.gateway.keys.create(OPERATOR, tenant="acme", role=KeyRole.READ, note="", ttl_s=0.0)
+        fleet.clock.advance(SETTLE_S)
+        await other.gateway.tenant_deletions.run()
+        assert other.gateway.quotas.is_closed("acme")
+        await fleet.gateway.tenant_deletions.run()
+        assert not fleet.gateway.quotas.is_closed("acme")
+        changed = await fleet.gateway.quotas.change("acme", lambda tenant: replace(tenant, note="again"))
+        assert (changed.note, changed.deletion) == ("again", None)
+
+
+async def test_another_gateway_takes_a_deletion_over_after_a_while() -> None:
+    fleet = Fleet(is_shared=True)
+    async with fleet.running():
+        await fleet.gateway.tenant_deletions.delete("acme")
+    other = fleet.restarted()
+    async with other.running():
+        fleet.clock.advance(TAKEOVER_S + 1.0)
+        await other.gateway.tenant_deletions.run()
+        assert not other.gateway.quotas.is_closed("acme")
+
+
+async def test_a_deletion_leaves_one_entry_for_its_begin_and_one_for_its_end() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        await fleet.gateway.tenant_deletions.delete("acme")
+        entries, _ = await fleet.gateway.audit.page(before="", limit=10)
+        assert sorted(entry.action for entry in entries) == ["tenants.delete", "tenants.deleted"]
+
+
+async def test_a_running_upload_keeps_the_deletion_open() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        with fleet.gateway.quotas.upload(ACME, 1):
+            begun = await fleet.gateway.tenant_deletions.delete("acme")
+            assert not begun.is_done
+            fleet.blobs.put(b"late", scope="acme")
+        for _ in range(2):
+            await fleet.gateway.tenant_deletions.run()
+        assert not fleet.gateway.quotas.is_closed("acme")
+        assert fleet.blobs.used_bytes_of("acme") == 0
+
+
+async def test_no_webhook_is_sent_for_a_tenant_that_is_deleted() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        await come(fleet)
+        job = await fleet.gateway.jobs.create(generation(1), ACME)
+        webhooks = fleet.gateway._core.webhooks
+        webhooks.observe(replace(job, state=JobState.CANCELLED, webhook_url="https://203.0.113.1/"))
+        assert webhooks.count_of("acme") == 1
+        await fleet.gateway.quotas.replace("acme", lambda each: begin_deletion(each, now_s=fleet.clock.now_s()))
+        assert webhooks._due() == []
+
+
+async def test_a_job_that_is_just_being_created_is_refused_once_its_tenant_is_deleted() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        await come(fleet)
+        await fleet.gateway.quotas.replace("acme", lambda each: begin_deletion(each, now_s=fleet.clock.now_s()))
+        with pytest.raises(FailedPrecondition, match="being deleted"):
+            await fleet.gateway.jobs.create(generation(1), ACME)

@@ -54,7 +54,7 @@ async def test_fields_are_described_in_the_words_of_the_protos(client: httpx.Asy
         generation["count"]["description"]
         == "How many images, 1 to 32. Absent means 1. A call to a worker makes one image."
     )
-    assert "Absent means 20" in generation["steps"]["description"]
+    assert "Absent means the checkpoint's default, else 20." in generation["steps"]["description"]
     assert "to start from" in generation["image"]["description"]
     assert schemas["ImageSource"]["properties"]["data"]["description"] == "The encoded bytes. Base64."
     assert "At most one of" in schemas["ImageSource"]["description"]
