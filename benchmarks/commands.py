@@ -108,6 +108,7 @@ COMMANDS = (
     Command(name="diffusion gpu", module="diffusion", arguments=("gpu",), full_needs=(gpu,)),
     Command(name="diffusion residency", module="diffusion", arguments=("residency",), full_needs=(memory(12 * GB),)),
     Command(name="previews", module="previews"),
+    Command(name="step_operations", module="step_operations"),
     Command(name="first_image", module="first_image", needs=(link,), is_long=True),
     Command(name="canny", module="canny", needs=(flask,)),
     Command(name="annotations", module="annotations"),

@@ -34,7 +34,7 @@ def is_edm(config: Mapping[str, Any]) -> bool:
     return config.get("_class_name") in _MODULES
 
 
-def make_edm_scheduler(name: str, config: Mapping[str, Any], *, noise_schedule: str, steps: int, device: Any) -> Any:
+def make_edm_scheduler(name: str, config: Mapping[str, Any], *, noise_schedule: str, steps: int) -> Any:
     """A fresh scheduler for so many steps. InvalidField where the name or the schedule means none of this kind."""
     known = SCHEDULERS[name]
     meant = _MEANT.get(known.cls)
@@ -53,5 +53,5 @@ def make_edm_scheduler(name: str, config: Mapping[str, Any], *, noise_schedule: 
     if meant == _MULTISTEP:
         options |= {key: value for key, value in known.options.items() if key in _OPTIONS}
     scheduler = getattr(import_diffusers_module(f"schedulers.{_MODULES[meant]}"), meant)(**options)
-    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_timesteps(steps, device="cpu")
     return scheduler

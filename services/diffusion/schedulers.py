@@ -54,7 +54,7 @@ def make_scheduler(
     Steps has levels of its own for SDXL.
     """
     if is_edm(config):
-        return make_edm_scheduler(name, config, noise_schedule=noise_schedule, steps=steps, device=device)
+        return make_edm_scheduler(name, config, noise_schedule=noise_schedule, steps=steps)
     known = SCHEDULERS[name]
     cls = scheduler_class(known.cls)
     has_zero_snr = bool(config.get(OPTION))
@@ -64,9 +64,9 @@ def make_scheduler(
     chosen = _CONVERTED if is_followed else option or {}
     scheduler = cls.from_config(config, **{**known.options, **_taken(cls, {**_cleared(noise_schedule), **chosen})})
     if is_followed:
-        _follow(scheduler, noise_schedule, steps, device=device, is_sdxl=is_sdxl)
+        _follow(scheduler, noise_schedule, steps, is_sdxl=is_sdxl)
     else:
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps, device="cpu")
     if hasattr(scheduler, "noise_sampler"):
         scheduler.noise_sampler = BrownianNoise(seed=seed, shape=shape, dtype=dtype, device=device)
     if has_zero_snr and dtype is not torch.float32:
@@ -123,7 +123,7 @@ def _parameters(cls: Any) -> frozenset[str]:
     return frozenset(inspect.signature(cls.__init__).parameters)
 
 
-def _follow(scheduler: Any, noise_schedule: str, steps: int, *, device: torch.device, is_sdxl: bool) -> None:
+def _follow(scheduler: Any, noise_schedule: str, steps: int, *, is_sdxl: bool) -> None:
     """Set the timesteps by the levels of `noise_levels`."""
     trained = sigmas_of(scheduler.alphas_cumprod.numpy())
     if hasattr(scheduler, "_convert_to_karras"):
@@ -133,16 +133,16 @@ def _follow(scheduler: Any, noise_schedule: str, steps: int, *, device: torch.de
             return noise_levels(noise_schedule, trained, steps, is_sdxl=is_sdxl, span=span)
 
         scheduler._convert_to_karras = convert
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps, device="cpu")
         return
-    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_timesteps(steps, device="cpu")
     levels = noise_levels(noise_schedule, trained, steps, is_sdxl=is_sdxl)
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
-        scheduler.timesteps = torch.from_numpy(timesteps_of(levels, trained).astype(np.float32)).to(device)
+        scheduler.timesteps = torch.from_numpy(timesteps_of(levels, trained).astype(np.float32))
     else:
         scheduler.custom_timesteps = True
-        scheduler.timesteps = torch.from_numpy(whole_timesteps(levels, trained)).to(device)
+        scheduler.timesteps = torch.from_numpy(whole_timesteps(levels, trained))
 
 
 @cache

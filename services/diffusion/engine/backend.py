@@ -12,15 +12,15 @@ from services.diffusion.engine.conditioning import ConditioningCache
 from services.diffusion.engine.controls import ControlEmbeddingCache, control_rows
 from services.diffusion.engine.diagnosis import culprit
 from services.diffusion.engine.generation import Generation, Safety
-from services.diffusion.engine.memory import OomRetry, out_of_memory_error, vram_estimate_bytes, with_culprit
+from services.diffusion.engine.memory import OomRetry, vram_estimate_bytes, with_culprit
 from services.diffusion.engine.ports import DeviceResult, RequestState, StepProgress, StepResult
 from services.diffusion.engine.previews import due_preview
-from services.diffusion.engine.row import Row, are_finite, nan_error
+from services.diffusion.engine.row import Row, nan_error
+from services.diffusion.engine.row_steps import StepOutcome, take_steps
 from services.diffusion.engine.safety import SafetyChecker
-from services.diffusion.engine.unet_step import NoisePrediction, predict
+from services.diffusion.engine.unet_step import predict
 from services.diffusion.engine.vae import ModelGaveNaN, decode_image
 from services.diffusion.images import Pixels
-from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.entries import CheckpointEntry, ControlNetEntry
 from services.diffusion.models.faults import blames, part_of, part_of_device
 from services.diffusion.models.loading import leftovers_of
@@ -101,19 +101,13 @@ class TorchBackend:
     def _advance(self, rows: Sequence[Row]) -> list[StepResult]:
         self._threads.set_for(rows[0].generation, rows[0].checkpoint)
         with deterministic(rows[0].generation.strict):
-            errors = [_step(*pair) for pair in zip(rows, predict(rows, self._oom), strict=True)]
-            left = [row for row, error in zip(rows, errors, strict=True) if error is None]
-            checked = self._oom.retry_after_release(lambda: are_finite(left), "check these images")
-            finite = dict(zip(map(id, left), checked, strict=True))
-            return [
-                self._result(row, error, is_finite=finite.get(id(row), True))
-                for row, error in zip(rows, errors, strict=True)
-            ]
+            outcomes = take_steps(rows, predict(rows, self._oom), self._oom)
+            return [self._result(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
 
-    def _result(self, row: Row, error: FanlightError | None, *, is_finite: bool) -> StepResult:
+    def _result(self, row: Row, outcome: StepOutcome) -> StepResult:
         """What left the range of a short number type is begun again in float32, unless the request names a type."""
-        if error is not None or is_finite:
-            return _advanced(row, self._named(row, error))
+        if outcome.error is not None or outcome.is_finite:
+            return _advanced(row, self._named(row, outcome.error))
         if row.checkpoint.dtype == torch.float32 or row.generation.precision:
             return _advanced(row, _nan_error(row))
         return StepResult(progress=StepProgress(step=0, steps=row.evaluations), is_finished=False, is_again=True)
@@ -181,20 +175,6 @@ def assemble(models: ModelManager, generation: Generation, *, in_float32: bool =
         work_bytes=vram_estimate_bytes(generation, _FLOAT32_BYTES if in_float32 else models.number_bytes),
         in_float32=in_float32,
     )
-
-
-def _step(row: Row, prediction: NoisePrediction) -> FanlightError | None:
-    """What keeps this row from going on. A step that ran out of memory half way cannot be retried."""
-    if isinstance(prediction, FanlightError):
-        return prediction
-    try:
-        with translate_oom():
-            row.advance(prediction)
-    except DeviceOutOfMemory:
-        return out_of_memory_error("take a step of this image")
-    except FanlightError as error:
-        return error
-    return None
 
 
 def _name(dtype: torch.dtype) -> str:

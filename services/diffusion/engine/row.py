@@ -3,25 +3,23 @@
 Random numbers are drawn in the order of diffusers' pipelines, even unused ones: a seed gives the same image there.
 """
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from fanlight.contract.masks import NOISE, NOTHING, ORIGINAL
-from fanlight.errors import FanlightError, InvalidField
+from fanlight.errors import FanlightError
 from services.diffusion.engine.conditioning import RowConditioning, StepConditioning
 from services.diffusion.engine.controls import ControlRow
 from services.diffusion.engine.generation import Generation, Start
+from services.diffusion.engine.sampler import Sampler, open_sampler, predicted_original, scheduler_faults
 from services.diffusion.engine.vae import ModelGaveNaN, encode, require_encoder, to_mask, to_vae
-from services.diffusion.models.faults import CONTENT_ERRORS, UnusableModel, blames, fault_of, is_of_device, part_of
+from services.diffusion.models.faults import UnusableModel, blames, part_of
 from services.diffusion.models.model_cache import Checkpoint
-from services.diffusion.schedulers import make_scheduler, scheduler_class
 
 # Above this mean cosine A1111 takes two noises for the same.
 _SAME_NOISE_COSINE = 0.9995
@@ -64,7 +62,10 @@ class InitialLatents:
 
 
 class Row:
-    """Latents (1, C, H/f, W/f) and all that turns them from noise into an image; changed by `advance` alone."""
+    """Latents (1, C, H/f, W/f) and all that turns them from noise into an image.
+
+    A batch changes it, see row_batch.py; where its scheduler has no table, `advance`.
+    """
 
     def __init__(
         self,
@@ -81,24 +82,27 @@ class Row:
         self.checkpoint = checkpoint
         self.conditioning = conditioning
         self.controls = controls
-        with _scheduler_faults(generation, checkpoint):
-            self._scheduler = _scheduler(generation, checkpoint)
-            self._timesteps = _timesteps(self._scheduler, generation)
+        # Of the latents.
+        self.shape = latent_shape(generation, checkpoint)
         generator = torch.Generator("cpu").manual_seed(generation.seed)
-        self._step_arguments = _step_arguments(self._scheduler, generator, generation.eta)
+        with scheduler_faults(generation, checkpoint):
+            self.sampler = open_sampler(generation, checkpoint, generator, self.shape)
         self.index = 0
-        initial = initial_latents(generation, checkpoint, self._scheduler, self._timesteps[0], generator)
-        self.latents = initial.latents
+        initial = initial_latents(generation, checkpoint, self.sampler, generator)
         # What the UNet takes beside the latents, (1, more channels, H/f, W/f).
         self.extra_channels = initial.extra_channels
-        self._inpaint = initial.inpaint
-        # The finished latents as the last evaluation predicts them; a preview shows them.
-        self.predicted_original = self.latents
+        self.inpaint = initial.inpaint
+        # The batch that was made of it last; None before the first one.
+        self.batched: BatchPlace | None = None
+        # Its place in the tensor that holds its latents; None before the first one and without a table.
+        self.held: HeldRow | None = None
+        self._latents = initial.latents
+        self._predicted = initial.latents
 
     @property
     def evaluations(self) -> int:
         """How often the model is evaluated in all: some schedulers need two evaluations a step."""
-        return len(self._timesteps)
+        return self.sampler.evaluations
 
     @property
     def step(self) -> int:
@@ -107,8 +111,7 @@ class Row:
         As in A1111 the first one that runs is 1, also with an image to start from. Other than there both evaluations of
         a second-order scheduler's step are of one step.
         """
-        order: int = self._scheduler.order
-        return min(self.index // max(1, order) + 1, self.generation.steps)
+        return min(self.index // max(1, self.sampler.order) + 1, self.generation.steps)
 
     def step_conditioning(self) -> StepConditioning:
         return self.conditioning.at(self.step)
@@ -118,14 +121,37 @@ class Row:
         return self.index == self.evaluations
 
     @property
+    def latents(self) -> Tensor:
+        return self._latents if self.held is None else self.held.latents()
+
+    @latents.setter
+    def latents(self, latents: Tensor) -> None:
+        """What its scheduler remembers of the steps before is forgotten."""
+        self.held = None
+        self._latents = latents
+
+    @property
+    def predicted_original(self) -> Tensor:
+        """The finished latents as the last evaluation predicts them; a preview shows them."""
+        return self._predicted if self.held is None else self.held.predicted()
+
+    def state(self) -> Tensor:
+        """The latents and what a table's steps remember, (1 + R, C, h, w) in float32."""
+        if self.held is not None:
+            return self.held.state()
+        table = self.sampler.table
+        assert table is not None
+        return torch.cat([self._latents.float(), self._latents.new_zeros(table.remembered, *self.shape[1:]).float()])
+
     def timestep(self) -> Tensor:
-        """The current one of the (T,) timesteps, a scalar of shape (): 0 to 999 in most schedulers."""
-        return self._timesteps[self.index]
+        """The current one of a scheduler without a table, a scalar of shape (): 0 to 999 in most."""
+        assert self.sampler.timesteps is not None
+        return self.sampler.timesteps[self.index]
 
     def model_input(self) -> Tensor:
         """The latents (1, C, H/f, W/f), scaled as the model takes them at this step; call once before `advance`."""
-        with _scheduler_faults(self.generation, self.checkpoint):
-            scaled: Tensor = self._scheduler.scale_model_input(self.latents, self.timestep)
+        with scheduler_faults(self.generation, self.checkpoint):
+            scaled: Tensor = self.sampler.scheduler.scale_model_input(self._latents, self.timestep())
         return scaled
 
     def control_scales(self) -> list[float]:
@@ -134,23 +160,45 @@ class Row:
     def advance(self, prediction: Tensor) -> None:
         """Take one step with the model's prediction (1, C, H/f, W/f): noise, velocity or sample, as it was trained.
 
-        InvalidField where the scheduler cannot; UnusableModel for a prediction of another shape.
+        InvalidField where the scheduler cannot.
         """
-        if prediction.shape != self.latents.shape:
-            entry = self.checkpoint.entry
-            raise UnusableModel(f"checkpoint {entry.id} predicts {tuple(prediction.shape)} numbers").of_part(
-                part_of(entry)
-            )
-        with _scheduler_faults(self.generation, self.checkpoint):
-            step = self._scheduler.step(prediction, self.timestep, self.latents, **self._step_arguments)
-            self.latents = step.prev_sample
-            self.predicted_original = _predicted_original(self._scheduler, step)
+        scheduler = self.sampler.scheduler
+        with scheduler_faults(self.generation, self.checkpoint):
+            step = scheduler.step(prediction, self.timestep(), self._latents, **self.sampler.arguments)
+            self._latents = step.prev_sample
+            self._predicted = predicted_original(scheduler, step)
             self.index += 1
-            if self._inpaint is not None:
-                upcoming = None if self.is_finished else self.timestep
-                self.latents = self._inpaint.put_back(
-                    self.latents, self._scheduler, upcoming, done=self.index / self.evaluations
+            if self.inpaint is not None:
+                upcoming = None if self.is_finished else self.timestep()
+                self._latents = self.inpaint.put_back(
+                    self._latents, scheduler, upcoming, done=self.index / self.evaluations
                 )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchPlace:
+    """A row's number in a RowBatch, which imports this module."""
+
+    batch: object
+    number: int
+
+
+class HeldRow(Protocol):
+    """A row's place in a batch that holds its latents."""
+
+    def latents(self) -> Tensor: ...
+
+    def predicted(self) -> Tensor: ...
+
+    def state(self) -> Tensor: ...
+
+
+def misfit(row: Row, prediction: Tensor) -> FanlightError | None:
+    """UnusableModel for a prediction of another shape than the row's latents."""
+    if prediction.shape == row.shape:
+        return None
+    entry = row.checkpoint.entry
+    return UnusableModel(f"checkpoint {entry.id} predicts {tuple(prediction.shape)} numbers").of_part(part_of(entry))
 
 
 def are_finite(rows: Sequence[Row]) -> list[bool]:
@@ -166,120 +214,25 @@ def nan_error(row: Row) -> ModelGaveNaN:
     return ModelGaveNaN(f"the model gave NaN at step {row.index} of {row.evaluations}; try another scheduler or size")
 
 
-def _scheduler(generation: Generation, checkpoint: Checkpoint) -> Any:
-    config: Mapping[str, Any] = checkpoint.scheduler_config
-    try:
-        return make_scheduler(
-            generation.scheduler,
-            config,
-            noise_schedule=generation.noise_schedule,
-            steps=generation.steps,
-            seed=generation.seed,
-            shape=latent_shape(generation, checkpoint),
-            dtype=checkpoint.dtype,
-            device=checkpoint.device,
-            is_sdxl=checkpoint.entry.recipe.is_sdxl,
-        )
-    except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
-        if not _is_sound(config):
-            raise
-        if isinstance(error, TypeError):
-            raise InvalidField(
-                f"is {generation.scheduler}, which is for checkpoints of another kind than {generation.checkpoint.id}",
-                field="scheduler",
-            ) from error
-        raise InvalidField(f"{generation.scheduler} cannot run {generation.steps} steps", field="steps") from error
-
-
-@contextmanager
-def _scheduler_faults(generation: Generation, checkpoint: Checkpoint) -> Iterator[None]:
-    """What a scheduler raises is the request's fault, which chose it; unless the checkpoint's config is damaged."""
-    try:
-        yield
-    except FanlightError:
-        raise
-    except CONTENT_ERRORS as error:
-        if is_of_device(error):
-            raise
-        if not _is_sound(checkpoint.scheduler_config):
-            raise fault_of(checkpoint.entry, error) from error
-        raise InvalidField(
-            f"{generation.scheduler} fails for {generation.steps} steps on the noise schedule of "
-            f"{generation.checkpoint.id}; choose another scheduler or number of steps",
-            field="scheduler",
-        ) from error
-
-
-def _is_sound(config: Mapping[str, Any]) -> bool:
-    """Whether the plainest scheduler can be made from a checkpoint's config, with finite numbers."""
-    try:
-        plain = scheduler_class("DDIMScheduler").from_config(config)
-        plain.set_timesteps(10)
-        latents = torch.zeros(1, 1, 1, 1)
-        stepped = plain.step(latents, plain.timesteps[0], latents).prev_sample
-        return bool(torch.isfinite(plain.alphas_cumprod).all() and torch.isfinite(stepped).all())
-    except CONTENT_ERRORS:
-        return False
-
-
-def _timesteps(scheduler: Any, generation: Generation) -> Tensor:
-    """Those that are evaluated, (evaluations,): img2img skips the first ones."""
-    first = first_step(generation) * scheduler.order
-    if generation.start is not None and hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
-    timesteps: Tensor = scheduler.timesteps[first:]
-    return timesteps
-
-
-def _step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:
-    """The optional arguments that this scheduler's `step` takes."""
-    takes = inspect.signature(scheduler.step).parameters
-    return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in takes}
-
-
-def _predicted_original(scheduler: Any, step: Any) -> Tensor:
-    """The finished latents (1, C, h, w) as this step predicts them, where the scheduler has them; else the present."""
-    original = getattr(step, "pred_original_sample", None)
-    if original is None:
-        original = getattr(step, "denoised", None)
-    if original is None and str(scheduler.config.get("algorithm_type", "")).endswith("dpmsolver++"):
-        original = scheduler.model_outputs[-1]
-    predicted: Tensor = step.prev_sample if original is None else original
-    return predicted
-
-
-def first_step(generation: Generation) -> int:
-    """How many steps img2img skips; at least one is left."""
-    if generation.start is None:
-        return 0
-    count = min(int(generation.steps * generation.start.strength), generation.steps)
-    assert count, "the contract refuses a strength that leaves no step"
-    return generation.steps - count
-
-
 def initial_latents(
-    generation: Generation, checkpoint: Checkpoint, scheduler: Any, timestep: Tensor, generator: torch.Generator
+    generation: Generation, checkpoint: Checkpoint, sampler: Sampler, generator: torch.Generator
 ) -> InitialLatents:
-    """Latents (1, C, h, w): pure noise, or those of the start image with noise on them, as in diffusers' pipelines.
-
-    `timestep`: the first one that is evaluated, a scalar.
-    """
+    """Latents (1, C, h, w): pure noise, or those of the start image with noise on them, as in diffusers' pipelines."""
     if generation.start is None:
         noise = _first_noise(generation, checkpoint, generator)
-        return InitialLatents(latents=noise * scheduler.init_noise_sigma)
+        return InitialLatents(latents=noise * sampler.init_noise_sigma)
     if generation.start.mask is None:
         original = _encode(generation, checkpoint, to_vae(generation.start.image), generator)
         noise = _first_noise(generation, checkpoint, generator, after_encoding=True)
-        return InitialLatents(latents=scheduler.add_noise(original, noise, timestep.reshape(1)))
-    return _inpainting(generation, generation.start, checkpoint, scheduler, timestep, generator)
+        return InitialLatents(latents=sampler.noised(original, noise))
+    return _inpainting(generation, generation.start, checkpoint, sampler, generator)
 
 
 def _inpainting(
     generation: Generation,
     start: Start,
     checkpoint: Checkpoint,
-    scheduler: Any,
-    timestep: Tensor,
+    sampler: Sampler,
     generator: torch.Generator,
 ) -> InitialLatents:
     assert start.mask is not None
@@ -293,10 +246,10 @@ def _inpainting(
     # A latent is generated again if any of its pixels is: nothing of the old image is left under the mask.
     small = adaptive_max_pool2d(mask, noise.shape[-2:]).to(noise.device, noise.dtype)
     if is_all_noise:
-        latents = noise * scheduler.init_noise_sigma
+        latents = noise * sampler.init_noise_sigma
     else:
         assert original is not None
-        latents = scheduler.add_noise(_under_mask(start.fill, original, noise, small), noise, timestep.reshape(1))
+        latents = sampler.noised(_under_mask(start.fill, original, noise, small), noise)
     if is_inpainting_unet:
         masked = _encode(generation, checkpoint, pixels * (mask < 0.5), generator)
         return InitialLatents(latents=latents, extra_channels=torch.cat([small.round(), masked], dim=1))

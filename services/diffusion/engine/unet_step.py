@@ -17,9 +17,12 @@ from services.diffusion.engine.conditioning import Conditioning, time_ids
 from services.diffusion.engine.controls import ControlRow, takes_embedded_images
 from services.diffusion.engine.memory import OomRetry, out_of_memory_error
 from services.diffusion.engine.row import Row
+from services.diffusion.engine.row_batch import RowBatch
+from services.diffusion.engine.transfers import as_type, upload
 from services.diffusion.models.device import DeviceOutOfMemory, translate_oom
 from services.diffusion.models.entries import Entry
 from services.diffusion.models.faults import CONTENT_ERRORS, blames, fault_of, is_of_device
+from services.diffusion.models.model_cache import Checkpoint
 
 # The model's prediction for one row, (1, C, H/f, W/f); or why there is none for it.
 NoisePrediction = Tensor | FanlightError
@@ -53,14 +56,23 @@ class UNetInputs(NamedTuple):
     embeds: Tensor
     # B of them.
     places: Sequence[Place]
+    # What was made once for these rows.
+    batch: RowBatch
     # SDXL's further inputs: `text_embeds` (B, P) and `time_ids` (B, 6); None for the others.
     added: dict[str, Tensor] | None = None
 
-    def at(self, numbers: Tensor) -> "UNetInputs":
-        """Those places of the batch alone. `numbers`: indices (n,) from 0 to B - 1."""
-        added = {name: value[numbers] for name, value in self.added.items()} if self.added else None
-        places = [self.places[number] for number in numbers.tolist()]
-        return UNetInputs(self.sample[numbers], self.timesteps[numbers], self.embeds[numbers], places, added)
+    def at(self, numbers: Sequence[int], index: Tensor) -> "UNetInputs":
+        """Those places of the batch alone. `numbers`: from 0 to B - 1; `index`: the same, (n,)."""
+        if len(numbers) == len(self.places):
+            return self
+        added = {name: value.index_select(0, index) for name, value in self.added.items()} if self.added else None
+        return self._replace(
+            sample=self.sample.index_select(0, index),
+            timesteps=self.timesteps.index_select(0, index),
+            embeds=self.embeds.index_select(0, index),
+            places=[self.places[number] for number in numbers],
+            added=added,
+        )
 
 
 def predict(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
@@ -85,7 +97,7 @@ def predict(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
 def _predict_in_parts(rows: Sequence[Row], retry: OomRetry) -> list[NoisePrediction]:
     """In parts of as many as fitted lately; if that is too much, after a release, then half as many each time."""
     first = rows[0]
-    kind = (id(first.checkpoint.unet), first.conditioning.length, len(first.controls), first.latents.shape)
+    kind = (id(first.checkpoint.unet), first.conditioning.length, len(first.controls), first.shape)
     limit = retry.rows_limit(kind) or len(rows)
     predictions = _predict(rows[:limit])
     if predictions is None:
@@ -151,12 +163,23 @@ def _evaluate(rows: Sequence[Row], *, without: int | None = None) -> list[Tensor
         _with_extra_channels(rows, inputs),
         inputs.timesteps,
         encoder_hidden_states=inputs.embeds,
-        timestep_cond=_guidance_embedding(rows, inputs.places),
+        timestep_cond=_guidance_embedding(rows, inputs),
         added_cond_kwargs=inputs.added,
         down_block_additional_residuals=residuals.down if residuals else None,
         mid_block_additional_residual=residuals.middle if residuals else None,
         return_dict=False,
     )[0]
+    return _by_row(rows, inputs, output)
+
+
+def _by_row(rows: Sequence[Row], inputs: UNetInputs, output: Tensor) -> list[Tensor]:
+    """Each row's prediction (1, C, h, w), of those of all places, (B, C, h, w): in one operation without AND."""
+    if len(inputs.places) == len(rows):
+        return [*torch.split(output, 1)]
+    if len(inputs.places) == 2 * len(rows) and all(place.weight is None for place in inputs.places[: len(rows)]):
+        low, high = torch.split(as_type(output, torch.float32), len(rows))
+        scales = inputs.batch.column("guidance", [row.generation.guidance_scale for row in rows], low)
+        return [*torch.split(as_type(low + scales * (high - low), output.dtype), 1)]
     predictions: dict[int, list[tuple[float | None, Tensor]]] = {}
     for place, prediction in zip(inputs.places, torch.split(output, 1), strict=True):
         predictions.setdefault(place.row, []).append((place.weight, prediction))
@@ -183,17 +206,19 @@ def _composed(row: Row, predictions: Sequence[tuple[float | None, Tensor]]) -> T
 
 
 def _inputs(rows: Sequence[Row]) -> UNetInputs:
+    batch = RowBatch.of(rows)
     places = _places(rows)
     numbers = [place.row for place in places]
-    samples = [row.model_input() for row in rows]
-    timesteps = torch.stack([row.timestep.float() for row in rows]).to(samples[0].device)
-    return UNetInputs(
-        torch.cat([samples[number] for number in numbers]),
-        timesteps[torch.tensor(numbers, device=timesteps.device)],
-        torch.cat([place.conditioning.embeds for place in places]),
-        places,
-        _added_cond(rows, places),
-    )
+    sample, timesteps = batch.model_input(rows), batch.timesteps(rows)
+    embeds, added = batch.once("conditioning", tuple(places), lambda: (_embeds(places), _added_cond(rows, places)))
+    if len(places) > len(rows):
+        index = batch.index("places", numbers, sample.device)
+        sample, timesteps = sample.index_select(0, index), timesteps.index_select(0, index)
+    return UNetInputs(sample, timesteps, embeds, places, batch, added)
+
+
+def _embeds(places: Sequence[Place]) -> Tensor:
+    return torch.cat([place.conditioning.embeds for place in places])
 
 
 def _places(rows: Sequence[Row]) -> list[Place]:
@@ -205,12 +230,15 @@ def _places(rows: Sequence[Row]) -> list[Place]:
 
 def _with_extra_channels(rows: Sequence[Row], inputs: UNetInputs) -> Tensor:
     """(B, more C, h, w) for a UNet made for inpainting; ControlNets take the latents alone."""
-    extra = [rows[place.row].extra_channels for place in inputs.places]
+    numbers = tuple(place.row for place in inputs.places)
+    extra = [rows[number].extra_channels for number in numbers]
     channels = [each for each in extra if each is not None]
-    return torch.cat([inputs.sample, torch.cat(channels)], dim=1) if channels else inputs.sample
+    if not channels:
+        return inputs.sample
+    return torch.cat([inputs.sample, inputs.batch.once("extra", numbers, lambda: torch.cat(channels))], dim=1)
 
 
-def _guidance_embedding(rows: Sequence[Row], places: Sequence[Place]) -> Tensor | None:
+def _guidance_embedding(rows: Sequence[Row], inputs: UNetInputs) -> Tensor | None:
     """(B, C) for UNets that take the guidance scale as an input (LCM): its sines and cosines.
 
     As in VDM (arXiv 2107.00630).
@@ -218,11 +246,16 @@ def _guidance_embedding(rows: Sequence[Row], places: Sequence[Place]) -> Tensor 
     size: int | None = rows[0].checkpoint.unet.config.time_cond_proj_dim
     if size is None:
         return None
-    scales = torch.tensor([(rows[place.row].generation.guidance_scale - 1) * 1000.0 for place in places])
+    scales = tuple(rows[place.row].generation.guidance_scale for place in inputs.places)
+    return inputs.batch.once("scales", scales, lambda: _embedded(scales, size, rows[0].checkpoint))
+
+
+def _embedded(scales: Sequence[float], size: int, checkpoint: Checkpoint) -> Tensor:
+    numbers = torch.tensor([(scale - 1) * 1000.0 for scale in scales])
     frequencies = torch.exp(torch.arange(size // 2) * (-math.log(10_000.0) / (size // 2 - 1)))
-    angles = scales[:, None] * frequencies[None]
+    angles = numbers[:, None] * frequencies[None]
     embedding = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, size % 2))
-    return embedding.to(rows[0].checkpoint.device, rows[0].checkpoint.dtype)
+    return upload(embedding.to(checkpoint.dtype), checkpoint.device)
 
 
 def _added_cond(rows: Sequence[Row], places: Sequence[Place]) -> dict[str, Tensor] | None:
@@ -244,53 +277,53 @@ def _residuals(rows: Sequence[Row], inputs: UNetInputs, *, without: int | None) 
         net_scales = [row_scales[number] for row_scales in scales]
         if any(net_scales) and number != without:
             with blames(rows[0].controls[number].entry):
-                total = _added(total, _one_net([row.controls[number] for row in rows], net_scales, inputs))
+                total = _added(total, _one_net(number, [row.controls[number] for row in rows], net_scales, inputs))
     return total
 
 
-def _one_net(controls: list[ControlRow], scales: list[float], inputs: UNetInputs) -> Residuals:
-    """One ControlNet for those places of the batch that it conditions now; the others get zeros."""
-    net = controls[0].net
+def _one_net(which: int, controls: list[ControlRow], scales: list[float], inputs: UNetInputs) -> Residuals:
+    """One ControlNet for those places of the batch that it conditions now; the others get zeros.
+
+    `which`: its number among the rows' ControlNets.
+    """
+    net, batch, sample = controls[0].net, inputs.batch, inputs.sample
     numbers = [
         number
         for number, place in enumerate(inputs.places)
         if scales[place.row] and (place.weight is not None or not controls[place.row].is_one_sided)
     ]
-    at = torch.tensor(numbers, device=inputs.sample.device)
-    here = inputs.at(at)
-    places = [place.row for place in here.places]
+    at = batch.index(f"net {which}", numbers, sample.device)
+    here = inputs.at(numbers, at)
+    places = tuple(place.row for place in here.places)
+    conditions = batch.once(f"images {which}", places, lambda: torch.cat([controls[row].condition for row in places]))
     with takes_embedded_images(net):
         down, middle = net(
             here.sample,
             here.timesteps,
             encoder_hidden_states=here.embeds,
             added_cond_kwargs=here.added,
-            controlnet_cond=torch.cat([controls[row].condition for row in places]),
-            conditioning_scale=_column(here.sample, [scales[row] for row in places]),
+            controlnet_cond=conditions,
+            conditioning_scale=batch.column(f"scales {which}", [scales[row] for row in places], sample),
             return_dict=False,
         )
     weights = [controls[row].weights(len(down) + 1) for row in places]
-    residuals = _weighted(Residuals(list(down), middle), weights)
-    if len(places) == len(inputs.sample):
+    residuals = _weighted(Residuals(list(down), middle), weights, batch, which)
+    if len(places) == len(sample):
         return residuals
-    total = len(inputs.sample)
+    total = len(sample)
     return Residuals([_spread(part, at, total) for part in residuals.down], _spread(residuals.middle, at, total))
 
 
-def _weighted(residuals: Residuals, weights: list[list[float]]) -> Residuals:
+def _weighted(residuals: Residuals, weights: list[list[float]], batch: RowBatch, which: int) -> Residuals:
     """Each place's residuals times its weights, the middle's last."""
     parts = [*residuals.down, residuals.middle]
     if all(weight == 1.0 for each in weights for weight in each):
         return residuals
     weighted = [
-        part * _column(part, list(column)) for part, column in zip(parts, zip(*weights, strict=True), strict=True)
+        part * batch.column(f"weights {which} {number}", column, part)
+        for number, (part, column) in enumerate(zip(parts, zip(*weights, strict=True), strict=True))
     ]
     return Residuals(weighted[:-1], weighted[-1])
-
-
-def _column(like: Tensor, values: list[float]) -> Tensor:
-    """(len(values), 1, 1, 1), to multiply a batch by."""
-    return like.new_tensor(values).view(-1, 1, 1, 1)
 
 
 def _spread(part: Tensor, at: Tensor, count: int) -> Tensor:

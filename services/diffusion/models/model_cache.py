@@ -4,7 +4,7 @@ A part comes to the device from RAM, and to RAM from disk. On a CPU the two are 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -67,22 +67,18 @@ class Checkpoint:
     pins: tuple[Pin, ...] = ()
     # What it does otherwise than the request may have meant, such as a LoRA's layers that it lacks; sentences.
     warnings: tuple[str, ...] = ()
+    # The UNet's, which it would have to look for among its parameters each time.
+    device: torch.device = field(init=False)
+    dtype: torch.dtype = field(init=False)
 
     @property
     def can_encode(self) -> bool:
         """Whether its VAE has an encoder; one that was fetched for text2img alone has none."""
         return self.vae.encoder is not None
 
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.unet.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The UNet's; all of its parameters have one, and diffusers' own property looks at every module of it."""
-        dtype: torch.dtype = next(self.unet.parameters()).dtype
-        return dtype
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", self.unet.device)
+        object.__setattr__(self, "dtype", next(self.unet.parameters()).dtype)
 
 
 log = get_logger()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fanlight.contract.schedulers import CLASSES
 from fanlight.errors import InvalidField, ResourceExhausted
-from services.diffusion.engine import row as row_module
+from services.diffusion.engine import sampler as sampler_module
 from services.diffusion.engine import unet_step
 from services.diffusion.engine import vae as vae_module
 from services.diffusion.engine.backend import TorchBackend
@@ -44,7 +44,7 @@ def test_a_scheduler_for_checkpoints_of_another_kind_says_so(asked, backend, mon
     def lacking(*arguments, **named):
         raise TypeError("unsupported operand type(s) for **")
 
-    monkeypatch.setattr(row_module, "make_scheduler", lacking)
+    monkeypatch.setattr(sampler_module, "make_scheduler", lacking)
     with pytest.raises(InvalidField, match="another kind") as caught:
         backend.begin(asked(scheduler="edm_euler"))
     assert caught.value.field == "scheduler"
@@ -157,7 +157,7 @@ def test_half_precision_as_on_a_gpu_generates(scheduler, asked, control):
     )
     while not row.is_finished:
         assert backend.advance([row])[0].error is None
-    assert row.latents.dtype == torch.float16
+    assert row.checkpoint.dtype == torch.float16
     finished = backend.finish(row)
     assert (finished.pixels.shape, finished.dtype) == ((64, 64, 3), "float16")
 

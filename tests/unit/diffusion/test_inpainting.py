@@ -184,7 +184,7 @@ def test_every_latent_under_the_mask_is_generated(parser, backend):
         row = backend.begin(generation)
     touched = np.zeros((64 // factor, 64 // factor))
     touched[15 // factor : 16 // factor + 1, 15 // factor : 16 // factor + 1] = 1
-    assert np.array_equal(row._inpaint.mask[0, 0].float().numpy(), touched)
+    assert np.array_equal(row.inpaint.mask[0, 0].float().numpy(), touched)
 
 
 def test_images_with_all_kinds_of_masks_share_a_batch_with_strangers(make):

@@ -89,7 +89,7 @@ def test_a_scheduler_that_fails_for_its_parameters_is_the_requests_fault(folder:
 def test_a_scheduler_that_raises_in_a_later_step_ends_its_image_alone(
     folder: Path, backend: TorchBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.diffusion.engine import row as rows
+    from services.diffusion.engine import sampler as rows
 
     made = rows.make_scheduler
 
@@ -100,6 +100,7 @@ def test_a_scheduler_that_raises_in_a_later_step_ends_its_image_alone(
         return scheduler
 
     monkeypatch.setattr(rows, "make_scheduler", fragile)
+    monkeypatch.setattr(rows, "_TABLES", rows._Tables())
     catalog = scan([folder])
     error = assert_ends_alone(backend, wanted(catalog, scheduler="euler"), [wanted(catalog, seed=1)], "")
     assert error.field == "scheduler"
@@ -139,8 +140,8 @@ def test_a_controlnet_that_fails_in_the_middle_is_named(
     catalog = scan([folder])
     one_net = unet_step._one_net
 
-    def short(controls: Any, scales: Any, inputs: Any) -> Any:
-        residuals = one_net(controls, scales, inputs)
+    def short(which: int, controls: Any, scales: Any, inputs: Any) -> Any:
+        residuals = one_net(which, controls, scales, inputs)
         return residuals if controls[0].entry.id == "depth" else residuals._replace(down=residuals.down[:-1])
 
     monkeypatch.setattr(unet_step, "_one_net", short)

@@ -17,6 +17,7 @@ from services.diffusion.engine import vae as vae_module
 from services.diffusion.engine.backend import TorchBackend
 from services.diffusion.engine.engine import DeviceThread, DiffusionEngine
 from services.diffusion.engine.memory import vram_estimate_bytes
+from services.diffusion.engine.row_batch import FusedSteps, RowBatch
 from services.diffusion.engine.vae import ModelGaveNaN
 from services.diffusion.models.loading import AutoencoderKL, UNet2DConditionModel
 from services.diffusion.models.model_manager import ModelManager
@@ -24,6 +25,7 @@ from services.diffusion.models.recipes import shipped
 from services.worker.device import DeviceLost
 from tests.fakes.device import FakeGpu
 from tests.fakes.memory import FakeMemory
+from tests.fakes.step_tables import without_tables
 
 BYTES_LIMIT = 1
 
@@ -143,6 +145,8 @@ async def test_nothing_of_a_failed_image_stays_in_memory(asked, short):
 
 
 async def test_a_step_that_found_no_room_half_way_fails_its_image_alone(asked, short, monkeypatch):
+    """One of a scheduler without a table."""
+    without_tables(monkeypatch)
     step = backend_module.Row.advance
 
     def advance(row, said):
@@ -158,17 +162,36 @@ async def test_a_step_that_found_no_room_half_way_fails_its_image_alone(asked, s
 
 @pytest.mark.parametrize("times", [1, 1000])
 async def test_no_room_to_check_the_numbers_is_tried_again_or_a_typed_error(times, asked, short, monkeypatch):
-    check, left = backend_module.are_finite, [times]
+    check, left = RowBatch.post_flags, [times]
 
-    def are_finite(rows):
+    def post_flags(batch, rows):
         if left[0]:
             left[0] -= 1
             raise torch.OutOfMemoryError
-        return check(rows)
+        return check(batch, rows)
 
-    monkeypatch.setattr(backend_module, "are_finite", are_finite)
+    monkeypatch.setattr(RowBatch, "post_flags", post_flags)
     for made in await _generated(short, [asked(seed=1), asked(seed=2)]):
         assert isinstance(made, ResourceExhausted) if times > 1 else not isinstance(made, BaseException)
+
+
+async def test_a_step_that_finds_no_room_is_taken_again_with_the_same_noise(asked, short, monkeypatch):
+    wanted = asked(scheduler="euler_a", steps=3)
+    [expected] = await _generated(short, [wanted])
+    left = [1]
+
+    def noise(steps, rows):
+        drawn = draw(steps, rows)
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError
+        return drawn
+
+    draw = FusedSteps._noise
+    monkeypatch.setattr(FusedSteps, "_noise", noise)
+    [made] = await _generated(short, [wanted])
+    assert left == [0]
+    assert np.array_equal(made, expected)
 
 
 async def test_a_preview_that_does_not_fit_is_left_out(asked, short, monkeypatch):
