@@ -84,26 +84,26 @@ def parse_workers(text: str) -> WorkerCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ProcessCount:
     """How many processes, and why, in words."""
 
     count: int
     reason: str
 
 
-def choose(service: str, warm: Warm, machine: Machine) -> Choice:
+def choose(service: str, warm: Warm, machine: Machine) -> ProcessCount:
     """How many processes of the service help, the first one included."""
     if warm.cards:
-        return Choice(min(warm.cards, PROCESSES_MAX), "one a card")
+        return ProcessCount(min(warm.cards, PROCESSES_MAX), "one a card")
     by_cores = _by_cores(service, warm, machine)
     room_bytes = machine.available_bytes * MEMORY_SHARE
     by_memory = 1 + int(room_bytes // max(WORKER_BYTES_MIN, warm.memory_bytes))
     count = max(1, min(by_cores, by_memory, PROCESSES_MAX))
     if service == "preprocessor" and by_cores <= by_memory:
-        return Choice(count, f"what a gateway beside them on {machine.cores:g} cores feeds")
+        return ProcessCount(count, f"what a gateway beside them on {machine.cores:g} cores feeds")
     if by_memory < by_cores:
-        return Choice(count, f"memory for no more, at {warm.memory_bytes / 1e6:,.0f} MB each")
-    return Choice(count, f"{machine.cores:g} cores, {_whole_cores(warm)} for each")
+        return ProcessCount(count, f"memory for no more, at {warm.memory_bytes / 1e6:,.0f} MB each")
+    return ProcessCount(count, f"{machine.cores:g} cores, {_whole_cores(warm)} for each")
 
 
 def _by_cores(service: str, warm: Warm, machine: Machine) -> int:
@@ -126,7 +126,7 @@ def environ_of_one(
 
 
 def environ_of_further(
-    service: str, number: int, choice: Choice, warm: Warm, machine: Machine, environ: Mapping[str, str]
+    service: str, number: int, choice: ProcessCount, warm: Warm, machine: Machine, environ: Mapping[str, str]
 ) -> dict[str, str]:
     """Of the worker with that number, from 2 on. The first has what it started with."""
     if warm.cards:

@@ -19,7 +19,7 @@ from fanlight.cli import service_plan
 from fanlight.cli.service_plan import Addresses, LogFile, ProcessPlan, locked
 from fanlight.errors import FanlightError
 from fanlight.machine import this_machine
-from fanlight.worker_plan import Choice, Warm, choose, environ_of_further, environ_of_one
+from fanlight.worker_plan import ProcessCount, Warm, choose, environ_of_further, environ_of_one
 
 Answer = TypeVar("Answer")
 Body = Callable[[Addresses], Awaitable[Answer]]
@@ -361,7 +361,7 @@ def _is_for_stages(variable: str) -> bool:
     return service_plan.is_for_stages(variable, os.environ)
 
 
-def _chosen(service: str, choice: Choice) -> str:
+def _chosen(service: str, choice: ProcessCount) -> str:
     return f"{service}: {choice.count} {'worker' if choice.count == 1 else 'workers'} ({choice.reason})"
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from services.gateway.domain.moderation import Verdict
+from services.gateway.domain.moderation import ContentVerdict
 from services.kernel.blobs import BlobInfo
 
 
@@ -166,7 +166,7 @@ class Question:
 
 
 class ModerationHook(Protocol):
-    async def judge(self, question: Question) -> Verdict:
+    async def judge(self, question: Question) -> ContentVerdict:
         """Unavailable without an answer; FailedPrecondition for one that is none. The caller bounds the time."""
         ...
 

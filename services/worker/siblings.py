@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from fanlight.backoff import backoff_s
 from fanlight.machine import Machine, this_machine
-from fanlight.worker_plan import AUTO, Choice, Warm, choose, environ_of_further
+from fanlight.worker_plan import AUTO, ProcessCount, Warm, choose, environ_of_further
 from services.kernel.logs import get_logger
 from services.worker.start import private_bytes
 
@@ -63,7 +63,7 @@ class Siblings:
         warm = Warm(cores=cores, memory_bytes=private_bytes(), cards=cards)
         choice = choose(self._service, warm, machine)
         if not self.needs_measurement:
-            choice = Choice(int(self._processes), "as set")
+            choice = ProcessCount(int(self._processes), "as set")
         if choice.count > 1:
             log.info("worker_processes", count=choice.count, why=choice.reason, cores=machine.cores)
         further = [

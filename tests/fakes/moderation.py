@@ -12,27 +12,27 @@ import grpc.aio
 
 from fanlight.moderation.v1 import moderation_pb2, moderation_pb2_grpc
 from services.gateway.app.moderation import ModerationOptions
-from services.gateway.domain.moderation import Decision, Verdict
+from services.gateway.domain.moderation import ContentVerdict, Decision
 from services.gateway.ports import Question
 from services.gateway.wire.moderation import content_of
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
-ALLOW, FLAG = Verdict(decision=Decision.ALLOW), Verdict(decision=Decision.FLAG, labels=("violence",))
-BLUR = Verdict(decision=Decision.BLUR, reason="a face")
-BLOCK = Verdict(decision=Decision.BLOCK, reason="no knives here", labels=("weapon",))
+ALLOW, FLAG = ContentVerdict(decision=Decision.ALLOW), ContentVerdict(decision=Decision.FLAG, labels=("violence",))
+BLUR = ContentVerdict(decision=Decision.BLUR, reason="a face")
+BLOCK = ContentVerdict(decision=Decision.BLOCK, reason="no knives here", labels=("weapon",))
 
 
 @dataclass
 class FakeHook:
     """Answers requests and results as it is told; what is an error is raised, and None hangs."""
 
-    of_requests: Verdict | Exception | None = ALLOW
-    of_results: Verdict | Exception | None = ALLOW
+    of_requests: ContentVerdict | Exception | None = ALLOW
+    of_results: ContentVerdict | Exception | None = ALLOW
     asked: list[Question] = field(default_factory=list)
     hangs_for: str = ""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def judge(self, question: Question) -> Verdict:
+    async def judge(self, question: Question) -> ContentVerdict:
         self.asked.append(question)
         self.arrived.set()
         answer = self.of_results if question.job else self.of_requests

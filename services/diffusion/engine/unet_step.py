@@ -35,7 +35,7 @@ class Residuals(NamedTuple):
     middle: Tensor
 
 
-class Place(NamedTuple):
+class Evaluation(NamedTuple):
     """One noise prediction of a batch: of which row, on what."""
 
     # The row's number.
@@ -55,7 +55,7 @@ class UNetInputs(NamedTuple):
     timesteps: Tensor
     embeds: Tensor
     # B of them.
-    places: Sequence[Place]
+    places: Sequence[Evaluation]
     # What was made once for these rows.
     batch: RowBatch
     # SDXL's further inputs: `text_embeds` (B, P) and `time_ids` (B, 6); None for the others.
@@ -217,15 +217,17 @@ def _inputs(rows: Sequence[Row]) -> UNetInputs:
     return UNetInputs(sample, timesteps, embeds, places, batch, added)
 
 
-def _embeds(places: Sequence[Place]) -> Tensor:
+def _embeds(places: Sequence[Evaluation]) -> Tensor:
     return torch.cat([place.conditioning.embeds for place in places])
 
 
-def _places(rows: Sequence[Row]) -> list[Place]:
+def _places(rows: Sequence[Row]) -> list[Evaluation]:
     """All unconditional ones first, in the order of the rows, then the prompts of each row."""
     steps = [row.step_conditioning() for row in rows]
-    unconditional = [Place(n, step.unconditional, None) for n, step in enumerate(steps) if step.unconditional]
-    return unconditional + [Place(n, each, weight) for n, step in enumerate(steps) for each, weight in step.prompts]
+    unconditional = [Evaluation(n, step.unconditional, None) for n, step in enumerate(steps) if step.unconditional]
+    return unconditional + [
+        Evaluation(n, each, weight) for n, step in enumerate(steps) for each, weight in step.prompts
+    ]
 
 
 def _with_extra_channels(rows: Sequence[Row], inputs: UNetInputs) -> Tensor:
@@ -258,7 +260,7 @@ def _embedded(scales: Sequence[float], size: int, checkpoint: Checkpoint) -> Ten
     return upload(embedding.to(checkpoint.dtype), checkpoint.device)
 
 
-def _added_cond(rows: Sequence[Row], places: Sequence[Place]) -> dict[str, Tensor] | None:
+def _added_cond(rows: Sequence[Row], places: Sequence[Evaluation]) -> dict[str, Tensor] | None:
     pooled = [place.conditioning.pooled for place in places if place.conditioning.pooled is not None]
     if not pooled:
         return None

@@ -21,7 +21,7 @@ from services.gateway.adapters.jwt_identity import (
     subject_in,
     verified_claims,
 )
-from services.gateway.app.keys import Person
+from services.gateway.app.keys import VerifiedPerson
 from services.gateway.domain.job import DEFAULT_TENANT
 from services.gateway.domain.keys import KeyRole
 
@@ -67,7 +67,7 @@ class PeopleVerifier:
     ) -> None:
         self._rules = [(rule, IssuerKeys(rule, fetch_of(rule), monotonic_s)) for rule in rules]
 
-    async def verify_person(self, token: str) -> Person:
+    async def verify_person(self, token: str) -> VerifiedPerson:
         header, claims = peek(token)
         refused: Unauthenticated | None = None
         for rule, keys in self._rules:
@@ -80,7 +80,7 @@ class PeopleVerifier:
         raise refused or Unauthenticated("this gateway does not trust the token's issuer for people")
 
 
-def _person(claims: Mapping[str, Any], rule: PeopleRule) -> Person:
+def _person(claims: Mapping[str, Any], rule: PeopleRule) -> VerifiedPerson:
     """The widest role of those that the claims give."""
     values = claim_values(claims, rule.role_claim)
     role = next((role for role in KeyRole if values & set(rule.roles.get(role, ()))), None)
@@ -92,7 +92,7 @@ def _person(claims: Mapping[str, Any], rule: PeopleRule) -> Person:
         if len(named) != 1:
             raise Unauthenticated(f"the token's claim {rule.tenant_claim} names no tenant here, or several")
         tenant = named[0]
-    return Person(
+    return VerifiedPerson(
         issuer=rule.name,
         subject=subject_in(claims, rule.subject),
         tenant=tenant,

@@ -24,7 +24,7 @@ from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.moderation import ModerationOptions
 from services.gateway.app.webhooks import Network, is_allowed, refuse_internal, signature_headers, signing_key
 from services.gateway.config import GatewaySettings
-from services.gateway.domain.moderation import Verdict
+from services.gateway.domain.moderation import ContentVerdict
 from services.gateway.ports import ModerationHook, Question
 from services.gateway.wire import moderation as wire
 from services.kernel.config import MIB, SettingsError, secret_of
@@ -49,7 +49,7 @@ class HttpModeration:
         """`key`: signs; empty for no signatures."""
         self._url, self._http, self._key, self._now_s = url, http, key, now_s
 
-    async def judge(self, question: Question) -> Verdict:
+    async def judge(self, question: Question) -> ContentVerdict:
         body = wire.body(question)
         headers = {ID: question.id}
         if self._key:
@@ -92,7 +92,7 @@ class GrpcModeration:
         self._limit_bytes = limit_bytes
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    async def judge(self, question: Question) -> Verdict:
+    async def judge(self, question: Question) -> ContentVerdict:
         sent = {ID: question.id}
         if self._key:
             sent = signature_headers(self._key, message_id=question.id, now_s=int(self._now_s()), body=b"")

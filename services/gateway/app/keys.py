@@ -47,7 +47,7 @@ Event = Callable[[Key], Key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Person:
+class VerifiedPerson:
     """Who an issuer says that somebody is, and what the operator lets them do."""
 
     issuer: str
@@ -59,7 +59,7 @@ class Person:
 
 
 class PersonVerifier(Protocol):
-    async def verify_person(self, token: str) -> Person:
+    async def verify_person(self, token: str) -> VerifiedPerson:
         """Of a JSON Web Token. Unauthenticated where it proves nothing; Unavailable while the issuer is away."""
         ...
 
@@ -163,7 +163,7 @@ class Keys:
         async with self._audit.change("sessions.open", f"keys/{key.id}", tenant=key.tenant, caller=caller):
             return await self._create(key, made.secret)
 
-    async def open_session_of(self, person: Person) -> CreatedKey:
+    async def open_session_of(self, person: VerifiedPerson) -> CreatedKey:
         expire_s = min(self._clock.now_s() + SESSION_TTL_S, person.expire_s)
         made = self._new(person.tenant, person.role, expire_s=expire_s, parent=person.issuer, is_session=True)
         key = replace(made.key, subject=person.subject)

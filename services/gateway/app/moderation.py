@@ -25,7 +25,7 @@ from services.gateway.app.leases import RandomBytes
 from services.gateway.app.records import UnreadableRecord
 from services.gateway.domain import machine
 from services.gateway.domain.job import Failure, Job, StageRequest, Task, TaskState, task_name
-from services.gateway.domain.moderation import Decision, Policy, Verdict
+from services.gateway.domain.moderation import ContentVerdict, Decision, Policy
 from services.gateway.domain.plan import JobPlan
 from services.gateway.ports import JudgedImage, ModerationHook, Question
 from services.kernel.blobs import BlobInfo
@@ -100,11 +100,11 @@ class Moderation:
 
     # Requests.
 
-    async def judge_request(self, plan: JobPlan, tenant: str, policy: Policy) -> Verdict:
+    async def judge_request(self, plan: JobPlan, tenant: str, policy: Policy) -> ContentVerdict:
         """ContentBlocked for what may not be asked; ModerationUnavailable where nobody says so; ResourceExhausted."""
         options = self._options
         if options is None or policy is Policy.OFF:
-            return Verdict(decision=Decision.ALLOW)
+            return ContentVerdict(decision=Decision.ALLOW)
         if self._asking[tenant] >= options.places:
             raise ResourceExhausted(
                 f"moderation: {options.places} of your tenant's requests are being judged; try again later",
@@ -122,7 +122,7 @@ class Moderation:
             raise ModerationUnavailable("the operator's moderation does not answer", retry_after_s=PLACE_RETRY_S)
         if verdict.decision is Decision.BLOCK:
             log.info("request_blocked", id=question.id, tenant=tenant, labels=verdict.labels)
-            raise ContentBlocked(_told("the operator's moderation refuses this request", verdict))
+            raise ContentBlocked(_sentence("the operator's moderation refuses this request", verdict))
         return verdict
 
     def _of_request(
@@ -205,7 +205,7 @@ class Moderation:
                 self._open[key] = (self._open[key][0], self._clock.monotonic_s() + TAKEOVER_S)
             self._changed.set()
 
-    async def _verdict(self, job: Job, task: Task) -> Verdict | None:
+    async def _verdict(self, job: Job, task: Task) -> ContentVerdict | None:
         """None where nothing may pass without one, and there is none."""
         options = self._options
         if options is None:
@@ -227,7 +227,7 @@ class Moderation:
         blobs = [(f"outputs[{index}]", output.blob) for index, output in enumerate(task.outputs)]
         return await self._ask(question, blobs, options)
 
-    async def _end(self, job: Job, task: Task, verdict: Verdict | None) -> None:
+    async def _end(self, job: Job, task: Task, verdict: ContentVerdict | None) -> None:
         now_s, number = self._clock.now_s(), task.number
         if verdict is not None and not verdict.is_withheld:
             publish = partial(machine.publish, number=number, labels=verdict.labels, now_s=now_s)
@@ -240,7 +240,7 @@ class Moderation:
         else:
             failure = Failure(
                 reason=ContentBlocked.reason,
-                message=_told("the operator's moderation withholds the result", verdict),
+                message=_sentence("the operator's moderation withholds the result", verdict),
             )
         withhold = partial(machine.withhold, number=number, failure=failure, now_s=now_s)
         await self._job_store.change(job.id, withhold)
@@ -250,7 +250,7 @@ class Moderation:
 
     async def _ask(
         self, question: Question, blobs: Sequence[tuple[str, BlobInfo]], options: ModerationOptions
-    ) -> Verdict | None:
+    ) -> ContentVerdict | None:
         """None where there is no answer, and nothing passes without one."""
         try:
             async with asyncio.timeout(options.timeout_s):
@@ -261,9 +261,9 @@ class Moderation:
         except FanlightError as error:
             why = error.message
         log.warning("moderation_unanswered", id=question.id, tenant=question.tenant, why=why, open=options.fails_open)
-        return Verdict(decision=Decision.FLAG, labels=(UNJUDGED,)) if options.fails_open else None
+        return ContentVerdict(decision=Decision.FLAG, labels=(UNJUDGED,)) if options.fails_open else None
 
-    async def _repeat(self, hook: ModerationHook, question: Question) -> Verdict:
+    async def _repeat(self, hook: ModerationHook, question: Question) -> ContentVerdict:
         for attempt in range(TRIES - 1):
             try:
                 return await hook.judge(question)
@@ -290,5 +290,5 @@ class Moderation:
         return b"".join([chunk async for chunk in self._blobs.read(blob.scope, blob.digest)])
 
 
-def _told(what: str, verdict: Verdict) -> str:
+def _sentence(what: str, verdict: ContentVerdict) -> str:
     return f"{what}: {verdict.reason}" if verdict.reason else what

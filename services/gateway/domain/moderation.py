@@ -31,7 +31,7 @@ class Decision(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class ContentVerdict:
     """What the moderation says of a request or of a result."""
 
     decision: Decision
@@ -50,9 +50,9 @@ class Verdict:
         return self.decision in (Decision.BLUR, Decision.BLOCK)
 
 
-def verdict_of(decision: Decision, labels: list[str], reason: str) -> Verdict:
+def verdict_of(decision: Decision, labels: list[str], reason: str) -> ContentVerdict:
     """Of what a stranger's program said: bounded, and printable."""
-    return Verdict(
+    return ContentVerdict(
         decision=decision,
         labels=tuple(_printable(each, LABEL_LIMIT_CHARS) for each in labels[:LABELS_LIMIT]),
         reason=_printable(reason, REASON_LIMIT_CHARS),

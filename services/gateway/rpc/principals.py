@@ -60,7 +60,7 @@ class Principals:
         return caller
 
 
-class Admission:
+class RateAdmission:
     """Counts calls of clients against their tenant's rate; those of nodes have limits of their own."""
 
     def __init__(self, quotas: Quotas, callers: Callers) -> None:

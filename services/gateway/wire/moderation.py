@@ -11,7 +11,7 @@ from fanlight.errors import FailedPrecondition
 from fanlight.moderation.v1 import moderation_pb2
 from services.gateway.app.moderation import Content
 from services.gateway.domain.job import StageRequest
-from services.gateway.domain.moderation import Decision, Verdict, verdict_of
+from services.gateway.domain.moderation import ContentVerdict, Decision, verdict_of
 from services.gateway.ports import JudgedImage, Question
 from services.gateway.wire.images import blob
 from services.gateway.wire.stages import STAGES
@@ -68,7 +68,7 @@ def _image(value: JudgedImage) -> moderation_pb2.JudgedImage:
     return moderation_pb2.JudgedImage(field=value.field, blob=blob(value.blob), data=value.data)
 
 
-def verdict(message: moderation_pb2.JudgeResponse) -> Verdict:
+def verdict(message: moderation_pb2.JudgeResponse) -> ContentVerdict:
     """FailedPrecondition for an answer without a decision."""
     decision = _DECISIONS.get(message.decision)
     if decision is None:
@@ -82,7 +82,7 @@ def body(value: Question) -> bytes:
     return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def verdict_of_body(data: bytes) -> Verdict:
+def verdict_of_body(data: bytes) -> ContentVerdict:
     """A decision may also be written as `allow`. FailedPrecondition for what is no answer."""
     message = moderation_pb2.JudgeResponse()
     try:

@@ -4,7 +4,7 @@ import pytest
 
 from fanlight.errors import InvalidInput
 from fanlight.machine import Machine
-from fanlight.worker_plan import Choice, Warm, choose, environ_of_further, environ_of_one, parse_workers
+from fanlight.worker_plan import ProcessCount, Warm, choose, environ_of_further, environ_of_one, parse_workers
 
 MB, GB = 10**6, 10**9
 STARTER = Warm(cores=1.0, memory_bytes=250 * MB)
@@ -29,7 +29,7 @@ def test_work_that_uses_several_cores_gets_fewer(used, cores, count):
 def test_memory_for_no_more_is_said():
     choice = choose("diffusion", Warm(cores=1.0, memory_bytes=2 * GB), machine(64, available_bytes=9 * GB))
 
-    assert choice == Choice(3, "memory for no more, at 2,000 MB each")
+    assert choice == ProcessCount(3, "memory for no more, at 2,000 MB each")
 
 
 def test_a_machine_without_memory_has_one_worker():
@@ -44,7 +44,7 @@ def test_a_worker_that_measured_no_memory_is_not_taken_for_free():
 
 @pytest.mark.parametrize(("cards", "count"), [(1, 1), (2, 2)])
 def test_a_card_has_one_worker(cards, count):
-    assert choose("diffusion", Warm(cores=1.0, memory_bytes=MB, cards=cards), machine(64)) == Choice(
+    assert choose("diffusion", Warm(cores=1.0, memory_bytes=MB, cards=cards), machine(64)) == ProcessCount(
         count, "one a card"
     )
 
@@ -100,14 +100,14 @@ def test_several_workers_share_memory_and_cores_unless_a_setting_says_otherwise(
     shares = environ_of_one("diffusion", 2, is_auto=False, machine=here, environ={})
 
     assert shares == {"FANLIGHT_DIFFUSION_RAM_BYTES": str(2 * GB), "OMP_NUM_THREADS": "2"}
-    assert environ_of_further("diffusion", 2, Choice(2, ""), STARTER, here, {}) == shares
-    assert environ_of_further("diffusion", 2, Choice(2, ""), STARTER, here, own) == {"OMP_NUM_THREADS": "2"}
+    assert environ_of_further("diffusion", 2, ProcessCount(2, ""), STARTER, here, {}) == shares
+    assert environ_of_further("diffusion", 2, ProcessCount(2, ""), STARTER, here, own) == {"OMP_NUM_THREADS": "2"}
     assert environ_of_one("preprocessor", 2, is_auto=False, machine=here, environ={}) == {}
 
 
 def test_each_further_worker_has_a_card_of_its_own():
     cards = Warm(cores=1.0, memory_bytes=MB, cards=3)
 
-    given = [environ_of_further("diffusion", n, Choice(3, ""), cards, machine(64), {}) for n in (2, 3)]
+    given = [environ_of_further("diffusion", n, ProcessCount(3, ""), cards, machine(64), {}) for n in (2, 3)]
 
     assert given == [{"FANLIGHT_DIFFUSION_DEVICE": "cuda:1"}, {"FANLIGHT_DIFFUSION_DEVICE": "cuda:2"}]

@@ -7,7 +7,7 @@ import pytest
 
 from fanlight.errors import FailedPrecondition, InvalidField, NotFound, PermissionDenied, ResourceExhausted
 from services.gateway.app import keys as module
-from services.gateway.app.keys import KEYS_BUCKET, RETENTION_S, SESSION_TTL_S, CreatedKey, Keys, Person
+from services.gateway.app.keys import KEYS_BUCKET, RETENTION_S, SESSION_TTL_S, CreatedKey, Keys, VerifiedPerson
 from services.gateway.app.records import Records
 from services.gateway.app.tenants import OPERATOR, Caller, callers_of, check_tokens, token_of
 from services.gateway.domain.keys import RIGHTS, KeyRole, KeyState, Right, state_of
@@ -175,7 +175,7 @@ async def test_a_session_of_a_token_ends_when_the_settings_have_another(keys: Ke
 
 
 async def test_a_persons_session_ends_with_their_token_at_the_latest(keys: Keys, clock: FakeClock) -> None:
-    person = Person(issuer="co", subject="ann", tenant="acme", role=KeyRole.READ, expire_s=clock.now_s() + 90.0)
+    person = VerifiedPerson(issuer="co", subject="ann", tenant="acme", role=KeyRole.READ, expire_s=clock.now_s() + 90.0)
     session = await keys.open_session_of(person)
     assert keys.caller_of(session.secret) == Caller(tenant="acme", role=KeyRole.READ, key_id=session.key.id)
     clock.advance(90.0)

@@ -24,7 +24,7 @@ from services.gateway.app.moderation import TAKEOVER_S, UNJUDGED
 from services.gateway.app.tenants import Caller, Tenant, callers_of
 from services.gateway.app.watch import TaskProgress
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job, JobState, TaskState
-from services.gateway.domain.moderation import POLICIES, Decision, Policy, Verdict, stricter, verdict_of
+from services.gateway.domain.moderation import POLICIES, ContentVerdict, Decision, Policy, stricter, verdict_of
 from services.gateway.http.app import http_app
 from services.gateway.http.bodies import HttpOptions
 from services.gateway.wire import answers, stages
@@ -152,7 +152,7 @@ async def test_the_hook_is_asked_with_the_requests_images_and_with_their_bytes_w
     ("verdict", "checker_mode", "labels"), [(ALLOW, "flag", []), (FLAG, "flag", ["violence"]), (BLUR, "blur", [])]
 )
 async def test_what_the_hook_lets_pass_is_marked_and_checked_more_strictly(
-    verdict: Verdict, checker_mode: str, labels: list[str]
+    verdict: ContentVerdict, checker_mode: str, labels: list[str]
 ) -> None:
     async with moderated(FakeHook(of_requests=verdict)) as fleet:
         shown = answers.job(await create(fleet))
@@ -169,7 +169,7 @@ async def test_a_tenant_whose_policy_is_off_is_not_judged() -> None:
 
 
 @pytest.mark.parametrize("verdict", [BLOCK, BLUR])
-async def test_a_result_that_the_hook_blocks_is_withheld(verdict: Verdict) -> None:
+async def test_a_result_that_the_hook_blocks_is_withheld(verdict: ContentVerdict) -> None:
     hook = FakeHook(of_results=verdict)
     async with moderated(hook, sends_bytes=True) as fleet:
         job = await create(fleet)

@@ -21,7 +21,7 @@ from services.gateway.adapters.moderation_hooks import (
 from services.gateway.adapters.webhook_http import WebhookHttp
 from services.gateway.app.webhooks import signature_headers
 from services.gateway.config import GatewaySettings
-from services.gateway.domain.moderation import Decision, Verdict
+from services.gateway.domain.moderation import ContentVerdict, Decision
 from services.gateway.ports import JudgedImage, ModerationHook, Question
 from services.kernel.blobs import BlobInfo
 from services.kernel.config import SettingsError
@@ -47,7 +47,7 @@ def asking(url: str, *, key: bytes = KEY, allowed: Any = LOOPBACK, timeout_s: fl
     return hook_of(url, allowed=allowed, key=key, now_s=lambda: NOW_S, timeout_s=timeout_s, limit_bytes=100_000)
 
 
-async def over_http(raw: bytes, **changes: Any) -> Verdict:
+async def over_http(raw: bytes, **changes: Any) -> ContentVerdict:
     async def answer(headers: Mapping[str, str], body: bytes) -> bytes:
         return raw
 
@@ -81,7 +81,7 @@ async def test_each_decision_is_understood_over_http(decision: Decision, written
     name = written.format(decision.value.upper() if "_" in written else decision.value)
     body = {"decision": name, "labels": ["a", "b"], "reason": "so", "score": 0.7}
     told = await over_http(http_answer(json.dumps(body).encode()))
-    assert told == Verdict(decision=decision, labels=("a", "b"), reason="so")
+    assert told == ContentVerdict(decision=decision, labels=("a", "b"), reason="so")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ async def test_nobody_there_is_unavailable() -> None:
             await asking(f"{scheme}://127.0.0.1:9").judge(QUESTION)
 
 
-async def over_grpc(answer: moderation_pb2.JudgeResponse | grpc.StatusCode) -> Verdict:
+async def over_grpc(answer: moderation_pb2.JudgeResponse | grpc.StatusCode) -> ContentVerdict:
     async def say() -> moderation_pb2.JudgeResponse:
         if isinstance(answer, JUDGED):
             return answer
@@ -174,7 +174,7 @@ async def test_each_decision_is_understood_over_grpc_and_the_question_is_signed(
         asked = asking(url)
         told = [await asked.judge(QUESTION) for _ in range(4)]
         await asked.close()  # type: ignore[attr-defined]  # of the one over gRPC
-    assert told == [Verdict(decision=each, labels=("a",), reason="so") for each in Decision]
+    assert told == [ContentVerdict(decision=each, labels=("a",), reason="so") for each in Decision]
     assert (hook.asked[0].prompt, hook.asked[0].images[0].data) == ("a fox", b"png")
     expected = signature_headers(KEY, message_id="request_1", now_s=NOW_S, body=b"")
     assert expected.items() <= hook.metadata[0].items()
