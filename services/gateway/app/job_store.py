@@ -5,6 +5,7 @@ change is allowed is for `domain.machine` to say.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -114,7 +115,10 @@ class JobStore:
         """Durable on return; nothing to do where it is already."""
         async with self._unwritten.get(job_id) or asyncio.Lock():
             if job_id in self._unwritten:
-                await self._write_first(self._open[job_id].job)
+                with contextlib.suppress(AlreadyExists):
+                    await self._write_first(self._open[job_id].job)
+                    return
+                await self._take_written(job_id)
 
     def drop_unwritten(self, tenant: str) -> None:
         """End the tenant's jobs that are in memory alone: none is written after the tenant was deleted."""
@@ -126,6 +130,11 @@ class JobStore:
         record = await self._store.create(JOBS_BUCKET, job.id, JOBS.encode(job))
         self._unwritten.pop(job.id, None)
         self._apply(job, record.revision)
+
+    async def _take_written(self, job_id: str) -> None:
+        """The store has it: the call that wrote it was cancelled, or failed, before it learned of that."""
+        self._unwritten.pop(job_id, None)
+        await self._read(job_id)
 
     async def get(self, job_id: str) -> Job:
         """NotFound."""
@@ -144,7 +153,9 @@ class JobStore:
         """The job after the event, which is retried on what another gateway made of the job meanwhile."""
         async with self._unwritten.get(job_id) or asyncio.Lock():
             if job_id in self._unwritten:
-                return await self._change_unwritten(job_id, event)
+                with contextlib.suppress(AlreadyExists):
+                    return await self._change_unwritten(job_id, event)
+                await self._take_written(job_id)
         stored = await self._find(job_id)
         for _ in range(ROUNDS_LIMIT):
             try:
@@ -256,6 +267,7 @@ class JobStore:
     def _apply(self, job: Job, revision: int) -> None:
         if revision <= self._known_revision(job.id):
             return
+        self._unwritten.pop(job.id, None)
         if job.state.ended:
             self._open.pop(job.id, None)
             self._ended[job.id] = EndedJob(

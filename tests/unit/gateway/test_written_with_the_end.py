@@ -1,5 +1,7 @@
 """A job that its caller waits for is written once, with its end; what was told of it before is durable all the same."""
 
+import asyncio
+
 import pytest
 
 from fanlight.errors import LeaseLost, Unavailable
@@ -14,6 +16,8 @@ class MoodyStore(MemoryStore):
     """Counts the writes of jobs, and refuses as many as the test says."""
 
     refusals = 0
+    # Writes of which the caller learns nothing, and how many turns of the loop later they end.
+    silences = turns = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +25,14 @@ class MoodyStore(MemoryStore):
 
     async def create(self, bucket, key, value, *, after=None):
         self._count(bucket, "create")
-        return await super().create(bucket, key, value, after=after)
+        record = await super().create(bucket, key, value, after=after)
+        if bucket == JOBS_BUCKET and self.silences:
+            # As where the caller's call is cancelled while a thread writes.
+            self.silences -= 1
+            for _ in range(self.turns):
+                await asyncio.sleep(0)
+            raise asyncio.CancelledError
+        return record
 
     async def put(self, bucket, key, value, *, revision, after=None):
         self._count(bucket, "put")
@@ -123,3 +134,31 @@ async def test_one_of_a_deleted_tenant_ends_and_is_never_written(fleet: Fleet, s
 async def test_others_jobs_are_written_at_once(fleet: Fleet, store: MoodyStore) -> None:
     job = await fleet.gateway.jobs.create(annotation())
     assert (await store.job(job)).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("turns", [0, 10])
+async def test_an_end_that_was_written_for_a_call_that_was_cancelled_holds(
+    fleet: Fleet, store: MoodyStore, turns: int
+) -> None:
+    """Whether the gateway learns of the record from the store first, or from its next try."""
+    job = await begun(fleet)
+    worker = fleet.worker(PREPROCESS)
+    (task,) = await worker.lease()
+    store.silences, store.turns = 1, turns
+    with pytest.raises(asyncio.CancelledError):
+        await worker.complete(task)
+    await worker.complete(task)
+    assert (await fleet.gateway.jobs.cancel(job.name)).state is JobState.SUCCEEDED
+    assert (await fleet.gateway.jobs.wait(job.name, wait_s=5.0)).state is JobState.SUCCEEDED
+    await fleet.gateway.jobs.keep(job)
+
+
+@pytest.mark.parametrize("turns", [0, 10])
+async def test_one_that_was_written_for_a_caller_who_left_goes_on(fleet: Fleet, store: MoodyStore, turns: int) -> None:
+    job = await begun(fleet)
+    store.silences, store.turns = 1, turns
+    with pytest.raises(asyncio.CancelledError):
+        await fleet.gateway.jobs.keep(job)
+    await fleet.gateway.jobs.keep(job)
+    assert await fleet.worker(PREPROCESS).work() == 1
+    assert (await store.job(job)).state is JobState.SUCCEEDED
