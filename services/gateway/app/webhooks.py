@@ -43,6 +43,8 @@ BUCKET = "deliveries"
 SENDING_LIMIT = 64
 # Of one tenant, so that targets that do not answer hold up no other tenant's.
 SENDING_LIMIT_EACH = 16
+# After so many tries a job that is not in the store is gone; before, the store may only lag behind.
+GONE_TRIES = 3
 # Ended jobs whose delivery record is still to be created.
 PENDING_LIMIT = 100_000
 
@@ -197,9 +199,12 @@ class Webhooks:
         return self._store.decode(DELIVERIES, BUCKET, record)
 
     async def forget(self, job: Job) -> None:
+        """Also what is not recorded yet."""
         if job.webhook_url:
-            for times in range(job.redrives + 1):
-                await self._store.delete(BUCKET, f"{job.id}.{times}")
+            for key in [f"{job.id}.{times}" for times in range(job.redrives + 1)]:
+                if self._pending.pop(key, None) is not None:
+                    self._note_done(key)
+                await self._store.delete(BUCKET, key)
 
     async def follow(self) -> None:
         async for change in self._store.watch(BUCKET):
@@ -228,7 +233,7 @@ class Webhooks:
         for key, job in list(self._pending.items()):
             if self._is_closed(job.tenant):
                 self._note_done(key)
-            else:
+            elif key in self._pending:
                 await self._record_delivery(key, job)
             self._pending.pop(key, None)
         for key in self._due():
@@ -264,6 +269,9 @@ class Webhooks:
             delivery = claimed(known.delivery, now_s=self._clock.now_s())
             record = await self._store.put(BUCKET, key, DELIVERIES.encode(delivery), revision=known.revision)
             self._take(key, delivery, record.revision)
+            if len(delivery.tries) >= GONE_TRIES and await self._store.get(JOBS_BUCKET, delivery.job_id) is None:
+                await self._drop(key)
+                return
             after = attempted(delivery, await self._attempt(delivery, options), chance=self._random_bytes(1)[0] / 256)
             record = await self._store.put(BUCKET, key, DELIVERIES.encode(after), revision=record.revision)
             self._take(key, after, record.revision)
@@ -277,6 +285,13 @@ class Webhooks:
             log.warning("webhook_not_recorded", reason=error.reason, message=error.message)
         finally:
             self._sending.pop(key, None)
+
+    async def _drop(self, key: str) -> None:
+        """Its job was deleted meanwhile, perhaps by another gateway: nothing is left to tell, nor whom to tell it."""
+        await self._store.delete(BUCKET, key)
+        self._known.pop(key, None)
+        self._note_done(key)
+        log.info("webhook_dropped", job=f"jobs/{_job_of(key)}", why="the job was deleted")
 
     async def _attempt(self, delivery: Delivery, options: WebhookOptions) -> DeliveryAttempt:
         begin_s, now_s = self._clock.monotonic_s(), self._clock.now_s()

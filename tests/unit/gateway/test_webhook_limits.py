@@ -10,7 +10,7 @@ from services.gateway.app.job_store import JOBS
 from services.gateway.app.records import Records
 from services.gateway.app.webhooks import SENDING_LIMIT_EACH, WebhookOptions, Webhooks
 from services.gateway.domain import machine
-from services.gateway.domain.delivery import CLAIM_S, DeliveryState
+from services.gateway.domain.delivery import BACKOFF_S, CLAIM_S, DeliveryState
 from services.gateway.domain.job import Job
 from tests.fakes.fleet import CountingBytes, FakeClock, Fleet, generation
 from tests.fakes.memory_store import MemoryStore
@@ -144,3 +144,34 @@ async def test_a_deleted_delivery_is_counted_no_more() -> None:
         await settled()
         assert not webhooks._open
         assert not webhooks._counts
+
+
+async def test_a_job_that_is_deleted_as_it_ends_is_not_told_of() -> None:
+    store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
+    target.answers.set()
+    async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
+        (job,) = await ended_jobs(store, 1)
+        webhooks.observe(job)
+        await webhooks.forget(job)
+        await store.delete("jobs", job.id)
+        await webhooks.run(group)
+        await settled()
+        assert target.ids == []
+        assert await store.list(module.BUCKET, limit=10) == []
+        assert (webhooks.count_of(job.tenant), webhooks.is_open(job.id)) == (0, False)
+
+
+async def test_a_delivery_whose_job_another_gateway_deleted_is_dropped() -> None:
+    store, target, clock = MemoryStore(), SlowTarget(), FakeClock()
+    async with telling(store, target, clock) as webhooks, asyncio.TaskGroup() as group:
+        (job,) = await ended_jobs(store, 1)
+        webhooks.observe(job)
+        await store.delete("jobs", job.id)
+        for tries in range(module.GONE_TRIES + 1):
+            assert len(await store.list(module.BUCKET, limit=10)) == (tries > 0)
+            await webhooks.run(group)
+            await settled()
+            clock.advance(2 * BACKOFF_S[-1])
+        assert target.ids == []
+        assert await store.list(module.BUCKET, limit=10) == []
+        assert webhooks.count_of(job.tenant) == 0
