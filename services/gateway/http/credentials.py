@@ -1,10 +1,12 @@
 """Where an HTTP request carries its token or key: one place, of those that clients know."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fanlight.contract.audit_log import Actor
 from fanlight.errors import FanlightError, PermissionDenied, Unauthenticated
@@ -52,10 +54,49 @@ class TokenGuard:
             acting.set(Actor(address=address))
             if caller is not None:
                 act_as(caller, address)
+            if caller is not None and scope["method"] == "GET":
+                held = _HeldStream(receive, send, lambda: self._callers.of_token(token) is not None)
+                receive, send = held.receive, held.send
             await self._app(scope, receive, send)
         else:
             error = refusal or Unauthenticated("send the right token as `Authorization: Bearer TOKEN`")
             await errors.answer(error)(scope, receive, send)
+
+
+class _HeldStream:
+    """An answer without a known length, which may go on for hours: it ends as soon as its token is not valid any more.
+
+    The client sees an answer that has ended; its next request is refused.
+    """
+
+    def __init__(self, receive: Receive, send: Send, is_valid: Callable[[], bool]) -> None:
+        self._receive, self._send, self._is_valid = receive, send, is_valid
+        self._is_stream = False
+        self._ended = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        if self._ended.is_set():
+            raise ClientDisconnect
+        if message["type"] == "http.response.start":
+            self._is_stream = all(name.lower() != b"content-length" for name, _ in message["headers"])
+        elif self._is_stream and not self._is_valid():
+            self._ended.set()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def receive(self) -> Message:
+        """A disconnect once the stream has ended, so that who produces it stops."""
+        tasks = {asyncio.ensure_future(self._receive()), asyncio.create_task(self._wait())}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return done.pop().result()
+
+    async def _wait(self) -> Message:
+        await self._ended.wait()
+        return {"type": "http.disconnect"}
 
 
 def _wrong_role(auth_context: Mapping[str, Iterable[bytes]]) -> FanlightError | None:

@@ -34,4 +34,6 @@ class AuditLogService(audit_log_pb2_grpc.AuditLogServiceServicer):
             # The caller knows by it that from now on it misses nothing.
             await context.send_initial_metadata(())
             async for entry in entries:
+                # Perhaps revoked meanwhile.
+                caller_of(self._callers, context, Right.OPERATE)
                 yield wire.entry(entry)

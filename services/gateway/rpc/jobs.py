@@ -1,5 +1,6 @@
 """JobService and QueueService over gRPC: translates, calls, translates. Finds a caller of any gRPC by its token."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -91,8 +92,12 @@ class JobService(gateway_pb2_grpc.JobServiceServicer):
         self, request: gateway_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[gateway_pb2.JobEvent]:
         caller = self._caller(context, Right.READ)
-        async for news in self._gateway.jobs.watch(request.name, after_revision=request.after_revision, caller=caller):
-            yield answers.event(self._gateway.explanations.with_estimate(news))
+        watch = self._gateway.jobs.watch(request.name, after_revision=request.after_revision, caller=caller)
+        async with contextlib.aclosing(watch) as events:  # type: ignore[type-var]
+            async for news in events:
+                # Perhaps revoked meanwhile.
+                self._caller(context, Right.READ)
+                yield answers.event(self._gateway.explanations.with_estimate(news))
 
     async def GetWebhook(self, request: gateway_pb2.GetWebhookRequest, context: Context) -> gateway_pb2.Webhook:
         return answers.webhook(await self._gateway.jobs.webhook(request.name, self._caller(context, Right.READ)))
