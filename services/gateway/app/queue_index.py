@@ -151,7 +151,8 @@ class QueueIndex:
         self._count_job(job, len(before), len(now))
         for number in before.keys() - now.keys():
             self._scheduler.remove((job.id, number))
-            self._shares.leave((job.id, number))
+            if not job.tasks[number - 1].state.ended:
+                self._shares.leave((job.id, number))
             self._wait_no_more(before[number])
         if now:
             self._queued[job.id] = now

@@ -126,7 +126,7 @@ class Shares:
         return _rank(self._share_of(tenant), self._first(tenant, self._start(tenant, among), fronts))
 
     def leave(self, key: Key) -> None:
-        """It waits no more, because it was leased or has ended; its place goes with it."""
+        """It waits no more, because it was leased; its place goes with it."""
         entry = self._entries.get(key)
         if entry is None or not entry.waits:
             return
@@ -143,15 +143,25 @@ class Shares:
 
     def forget(self, key: Key) -> None:
         """It has ended. A tenant of which nothing is left owes nothing for what it got."""
-        self.leave(key)
         entry = self._entries.pop(key, None)
         if entry is None:
             return
+        if entry.waits and entry.tenant != NOBODY:
+            self._withdraw(entry)
         self._open[entry.tenant] -= 1
         if not self._open[entry.tenant]:
             del self._open[entry.tenant]
             self._lines.pop(entry.tenant, None)
             self._moved.pop(entry.tenant, None)
+
+    def _withdraw(self, entry: _Entry) -> None:
+        """It ended while it waited, so nothing was given for it: the tenant's last place is free again."""
+        line = self._lines[entry.tenant]
+        index = bisect_left(line.order, entry.own)
+        del line.order[index]
+        line.end = line.places.pop()
+        if index < len(line.order):
+            self._note_moved(entry.tenant, index)
 
     def grant(self, tenant: str, share: Share) -> None:
         """The operator changed what the tenant gets."""

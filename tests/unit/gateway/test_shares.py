@@ -50,6 +50,10 @@ class Line:
             self.shares.forget(task.key)
         return task
 
+    def cancel(self, name: str) -> None:
+        self.queues.remove((name, 1))
+        self.shares.forget((name, 1))
+
     def served(self, count: int) -> str:
         return "".join(self.serve().tenant for _ in range(count))
 
@@ -285,3 +289,48 @@ def test_the_newcomers_next_tasks_stand_with_those_of_their_checkpoint() -> None
     of_b = [place for place, task in enumerate(both.order()) if task.tenant == "B"]
     assert of_b[0] == 0
     assert of_b[1] >= 50
+
+
+def _beside_another(line: Line) -> None:
+    """Two tenants with much to do, one of them with a task that is worked on all the time."""
+    for name in names("a", 500):
+        line.come(name, "A")
+    for name in names("b", 500):
+        line.come(name, "B")
+    while line.serve(end=False).tenant != "A":
+        pass
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_what_is_canceled_while_it_waits_costs_nothing(step: int) -> None:
+    """In whatever order it is canceled, what the tenant sends then waits as if that had never been sent."""
+    line = Line()
+    _beside_another(line)
+    for name in list(names("a", 500))[1:][::step]:
+        line.cancel(name)
+    line.rerank()
+    line.come("next", "A")
+    assert "A" in line.served(2)
+
+
+def test_what_is_left_after_others_were_canceled_moves_up() -> None:
+    line = Line()
+    _beside_another(line)
+    for name in list(names("a", 500))[1:498]:
+        line.cancel(name)
+    line.rerank()
+    assert line.served(6).count("A") >= 2
+
+
+def test_canceling_and_sending_again_gains_nothing() -> None:
+    line, gained = Line(), 0
+    _beside_another(line)
+    for round_number in range(20):
+        for name in [key[0] for key in line.shares._entries if line.shares._entries[key].waits]:
+            if not name.startswith("b"):
+                line.cancel(name)
+        for name in names(f"again{round_number}-", 5):
+            line.come(name, "A")
+        line.rerank()
+        gained += line.served(2).count("A")
+    assert gained <= 21

@@ -31,7 +31,7 @@ async def test_a_path_that_is_not_there_is_not_found(client: httpx.AsyncClient) 
 
 
 async def test_an_unknown_method_is_answered_with_the_known_ones(client: httpx.AsyncClient) -> None:
-    response = await client.delete("/v1/jobs/1")
+    response = await client.put("/v1/jobs/1")
     assert response.status_code == 405
     assert response.json()["error"]["reason"] == "METHOD_NOT_ALLOWED"
     assert "GET" in response.headers["allow"]
