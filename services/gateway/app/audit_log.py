@@ -43,9 +43,10 @@ CHAINS_BUCKET = "audit_chains"
 # Read again only after so long by the same caller of the same target is a read an entry again.
 READ_WINDOW_S = 600.0
 READS_REMEMBERED = 10_000
-# Entries of one actor at one gateway, on the average over ten seconds.
+# Entries of one tenant at one gateway, or of one operator's key or node there, on the average over ten seconds.
 RATE_PER_S, RATE_WINDOW_S = 50.0, 10.0
 RATES_REMEMBERED = 1_000
+_OWN_RATES = frozenset({"operator", "node"})
 FOLLOWERS_LIMIT = 16
 BACKLOG_LIMIT = 10_000
 CHAINS_LIMIT = 10_000
@@ -143,7 +144,7 @@ class AuditLog:
         self._caught_up = False
         self._followers: list[asyncio.Queue[AuditEntry | None]] = []
         self._reads: OrderedDict[tuple[Actor, str, str], float] = OrderedDict()
-        self._rates: OrderedDict[Actor, AsyncLimiter] = OrderedDict()
+        self._rates: OrderedDict[Actor | str, AsyncLimiter] = OrderedDict()
 
     @property
     def commits_together(self) -> bool:
@@ -209,12 +210,13 @@ class AuditLog:
             self._reads.popitem(last=False)
 
     async def _take_place(self, actor: Actor) -> None:
-        """ResourceExhausted for one that writes too many entries."""
+        """ResourceExhausted for one that writes too many entries; more keys do not give a tenant more of them."""
         if not actor.role:
             return
-        rate = self._rates.get(actor)
+        payer = actor if actor.role in _OWN_RATES else actor.tenant
+        rate = self._rates.get(payer)
         if rate is None:
-            rate = self._rates[actor] = AsyncLimiter(RATE_PER_S * RATE_WINDOW_S, RATE_WINDOW_S)
+            rate = self._rates[payer] = AsyncLimiter(RATE_PER_S * RATE_WINDOW_S, RATE_WINDOW_S)
             while len(self._rates) > RATES_REMEMBERED:
                 self._rates.popitem(last=False)
         if not rate.has_capacity():

@@ -564,6 +564,21 @@ async def test_a_follower_gets_what_any_gateway_writes(fleet: Fleet) -> None:
             assert (entry.action, entry.actor.key_id) == ("tenants.set", BOSS.key_id)
 
 
+async def test_more_keys_give_a_tenant_no_more_entries(clock: FakeClock) -> None:
+    """Nor do sessions that its people open, each of which is a key of its own."""
+    log, refused = log_over(MemoryStore(), clock, retention_count=10_000), 0
+    for number in range(900):
+        caller = replace(ACME, key_id=f"k{number:016}")
+        try:
+            async with log.change("sessions.open", f"keys/{caller.key_id}", tenant="acme", caller=caller):
+                pass
+        except ResourceExhausted:
+            refused += 1
+    assert refused > 300
+    async with log.change("keys.create", "keys/k1", tenant="globex", caller=Caller(tenant="globex")):
+        pass
+
+
 async def test_followers_are_limited_and_end_with_the_gateway(fleet: Fleet) -> None:
     log = fleet.gateway.audit
     with contextlib.ExitStack() as stack:
