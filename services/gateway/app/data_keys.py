@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -81,7 +82,8 @@ class DataKeys:
     def __init__(self, vault: KeyVault, wrapper: KeyWrapper, clock: Clock, random_bytes: RandomBytes) -> None:
         self._vault, self._wrapper, self._clock, self._random_bytes = vault, wrapper, clock, random_bytes
         self._known: dict[str, _Known] = {}
-        self._loading = asyncio.Lock()
+        # By tenant, so that a service that does not answer about one tenant's keys holds up no other tenant.
+        self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def place(self) -> str:
@@ -154,7 +156,7 @@ class DataKeys:
         return known if known is not None and known.until_s > self._clock.monotonic_s() else None
 
     async def _load(self, tenant: str) -> _Known:
-        async with self._loading:
+        async with self._loading.setdefault(tenant, asyncio.Lock()):
             known = self._remembered(tenant)
             return known or await self._note(tenant, await self._vault.get(tenant))
 

@@ -3,6 +3,7 @@
 Every gateway follows the keys' records, so that looking one up reads no store, and a revocation holds everywhere.
 """
 
+import contextlib
 import hashlib
 import hmac
 import re
@@ -271,7 +272,8 @@ class Keys:
         """Write down when keys were used, and forget those that ended long ago."""
         used, self._used_s = self._used_s, {}
         for key_id, at_s in used.items():
-            if key_id in self._known:
+            # Perhaps another gateway has just deleted it.
+            with contextlib.suppress(NotFound):
                 await self._change(key_id, lambda key, at_s=at_s: domain.note_use(key, at_s=at_s))  # type: ignore[misc]  # a default argument
         now_s = self._clock.now_s()
         for key in list(self._known.values()):

@@ -1,5 +1,6 @@
 """Whose gRPC call it is: a client's, a node's, or that of a worker on this machine. By its token, and its address."""
 
+import hmac
 from dataclasses import dataclass
 
 from fanlight.errors import PermissionDenied, Unauthenticated
@@ -36,7 +37,7 @@ class Principals:
         node = self.nodes.of_credential(token)
         if node is not None:
             return WorkerPrincipal(node_id=node.id, grant=node.grant, draining=node.draining)
-        if self.worker_token and self.worker_token == token:
+        if self.worker_token and hmac.compare_digest(self.worker_token.encode(), token.encode()):
             if not is_loopback_ip(address_of_peer(context.peer())):
                 raise Unauthenticated(
                     "the shared worker token works on the gateway's own machine only; let this node join with a code"

@@ -1,5 +1,6 @@
 """Data keys under bad conditions: lost, wrong and damaged keys, rotations that stop in the middle, other gateways."""
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -235,3 +236,24 @@ def test_a_missing_key_file_and_an_unknown_service_are_refused(tmp_path: Path) -
         key_wrapper(None, "acme:argument")
     with pytest.raises(SettingsError, match="set either"):
         key_wrapper(key_file(tmp_path), "acme")
+
+
+async def test_a_key_service_that_hangs_on_one_tenants_key_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tenant in ("acme", "globex"):
+        await secret_of(data_keys(tmp_path / "keys"), tenant)
+    keys, unwrap, asked = data_keys(tmp_path / "keys"), FileKeys.unwrap, asyncio.Event()
+
+    async def hanging(self: FileKeys, wrapped_by: str, wrapped: bytes, context: bytes) -> bytes:
+        if b"acme" in context:
+            asked.set()
+            await asyncio.Event().wait()
+        return await unwrap(self, wrapped_by, wrapped, context)
+
+    monkeypatch.setattr(FileKeys, "unwrap", hanging)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        waiting = group.create_task(keys.get("acme"))
+        await asked.wait()
+        assert await keys.get("globex") is not None
+        waiting.cancel()

@@ -214,6 +214,19 @@ async def test_a_sweep_writes_the_last_use_and_forgets_what_ended_long_ago(
     assert session.key.id not in kept
 
 
+async def test_a_key_that_another_gateway_deletes_keeps_no_use_of_others_from_being_written(
+    keys: Keys, store: MemoryStore, clock: FakeClock
+) -> None:
+    gone, kept = await made(keys), await made(keys)
+    for each in (gone, kept):
+        keys.caller_of(each.secret)
+    await store.delete(KEYS_BUCKET, gone.key.id)
+    await keys.sweep()
+    other = keys_over(store, clock, 100)
+    await other.load()
+    assert other.get(OPERATOR, kept.key.id).use_s == clock.now_s()
+
+
 def test_each_role_has_the_rights_of_those_below_it() -> None:
     ladder = [KeyRole.READ, KeyRole.SUBMIT, KeyRole.ADMIN, KeyRole.OPERATOR]
     for lower, higher in itertools.pairwise(ladder):
