@@ -321,8 +321,9 @@ class IdempotencyKeys:
 
 
 def _request_key(request_id: str, tenant: str) -> str:
-    """Each tenant has request ids of its own."""
-    whole = request_id if tenant == DEFAULT_TENANT else f"{tenant}/{request_id}"
+    """Each tenant has request ids of its own, whatever is in them: no tenant's name is empty."""
+    is_plain = tenant == DEFAULT_TENANT and "/" not in request_id
+    whole = request_id if is_plain else f"{'' if tenant == DEFAULT_TENANT else tenant}/{request_id}"
     return hashlib.sha256(whole.encode()).hexdigest()
 
 

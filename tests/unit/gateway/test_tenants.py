@@ -12,6 +12,7 @@ from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.jobs import JobFilter
 from services.gateway.app.tenants import OPERATOR, Caller, Callers, callers_of, read_tenants
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, JobState
+from services.gateway.domain.keys import KeyRole
 from services.gateway.domain.machine import FAILURES_LIMIT
 from services.gateway.wire import requests
 from services.kernel.config import SettingsError
@@ -49,6 +50,17 @@ async def test_a_tenant_lists_its_own_jobs_and_the_operator_all(fleet: Fleet, pa
     assert await listed(ACME, tenant="globex") == set()
     assert await listed(OPERATOR) == {"acme", "globex", "default"}
     assert await listed(OPERATOR, tenant="globex") == {"globex"}
+
+
+async def test_a_request_id_that_looks_like_another_tenants_is_ones_own(fleet: Fleet, painter: FleetWorker) -> None:
+    """For keys of the operator's own tenant, too, whose request ids have no prefix."""
+    staff = Caller(tenant="default", role=KeyRole.SUBMIT)
+    theirs = await fleet.gateway.jobs.create(generation(request_id="r"), ACME)
+    own = await fleet.gateway.jobs.create(generation(request_id="acme/r"), staff)
+    assert (own.tenant, own.id == theirs.id) == ("default", False)
+    assert (await fleet.gateway.jobs.create(generation(request_id="acme/r"), staff)).id == own.id
+    await fleet.gateway.jobs.create(generation(request_id="acme/q"), staff)
+    assert (await fleet.gateway.jobs.create(generation(request_id="q"), ACME)).tenant == "acme"
 
 
 async def test_request_ids_of_tenants_are_apart(fleet: Fleet, painter: FleetWorker) -> None:
