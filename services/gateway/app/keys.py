@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -37,11 +38,15 @@ KEYS: Codec[Key] = Codec(Key, key_of=lambda key: key.id)
 # Of one tenant, sessions apart; and sessions of one tenant.
 KEYS_LIMIT = 200
 SESSIONS_LIMIT = 1_000
+# Sessions of one key, token or person: above, its oldest one ends, so that nobody takes all of a tenant's.
+SESSIONS_LIMIT_EACH = 50
 ROUNDS_LIMIT = 20
 SECRET_BYTES = 32
 SESSION_TTL_S = 12 * 3600.0
 # How long ended keys are listed; sessions are forgotten at once.
 RETENTION_S = 90 * 86_400.0
+# Of one tenant.
+ENDED_LIMIT = 1_000
 _KEY = re.compile(r"flk_(k[0-9a-f]{16})_[0-9a-f]{64}")
 
 Event = Callable[[Key], Key]
@@ -275,12 +280,23 @@ class Keys:
             # Perhaps another gateway has just deleted it.
             with contextlib.suppress(NotFound):
                 await self._change(key_id, lambda key, at_s=at_s: domain.note_use(key, at_s=at_s))  # type: ignore[misc]  # a default argument
-        now_s = self._clock.now_s()
-        for key in list(self._known.values()):
-            ended_s = key.revoke_s or key.expire_s
-            if ended_s and ended_s + (0.0 if key.is_session else RETENTION_S) < now_s:
-                await self._store.delete(KEYS_BUCKET, key.id)
-                self._note(key.id, None)
+        for key in self._to_forget():
+            await self._store.delete(KEYS_BUCKET, key.id)
+            self._note(key.id, None)
+
+    def _to_forget(self) -> Sequence[Key]:
+        """Sessions that have ended, and keys that ended long ago or before many others of their tenant."""
+        now_s, old, ended = self._clock.now_s(), [], defaultdict[str, list[Key]](list)
+        for key in self._known.values():
+            if state_of(key, now_s) is KeyState.ACTIVE:
+                continue
+            if key.is_session or _end_s(key) + RETENTION_S < now_s:
+                old.append(key)
+            else:
+                ended[key.tenant].append(key)
+        for keys in ended.values():
+            old += sorted(keys, key=_end_s)[: max(0, len(keys) - ENDED_LIMIT)]
+        return old
 
     def _own(self, caller: Caller, tenant: str, *, field: str) -> str:
         caller.require(Right.MANAGE)
@@ -319,7 +335,16 @@ class Keys:
             raise ResourceExhausted(f"the tenant has {count:,} {what}", retry_after_s=600.0)
         await self._store.create(KEYS_BUCKET, key.id, KEYS.encode(key))
         self._note(key.id, key)
+        if key.is_session:
+            await self._end_oldest(key)
         return CreatedKey(key=key, secret=secret)
+
+    async def _end_oldest(self, like: Key) -> None:
+        """Of the sessions of who opened that one, as many as are above the limit."""
+        own = [each for each in self._known.values() if each.is_session and _opener(each) == _opener(like)]
+        for each in sorted(own, key=lambda each: each.create_s)[: max(0, len(own) - SESSIONS_LIMIT_EACH)]:
+            await self._store.delete(KEYS_BUCKET, each.id)
+            self._note(each.id, None)
 
     async def _change(self, key_id: str, event: Event) -> Key:
         for _ in range(ROUNDS_LIMIT):
@@ -343,6 +368,14 @@ def _require_gives(caller: Caller, role: KeyRole) -> None:
     caller.require(Right.MANAGE)
     if not caller.is_operator and role not in ADMIN_GIVES:
         raise PermissionDenied(f"only an operator manages keys of the role {role}", field="role")
+
+
+def _end_s(key: Key) -> float:
+    return key.revoke_s or key.expire_s
+
+
+def _opener(key: Key) -> tuple[str, str, str]:
+    return key.tenant, key.parent, key.subject
 
 
 def parent_of_token(token: str) -> str:

@@ -2,12 +2,21 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from fanlight.errors import FailedPrecondition, InvalidField, NotFound, PermissionDenied, ResourceExhausted
 from services.gateway.app import keys as module
-from services.gateway.app.keys import KEYS_BUCKET, RETENTION_S, SESSION_TTL_S, CreatedKey, Keys, VerifiedPerson
+from services.gateway.app.keys import (
+    KEYS_BUCKET,
+    RETENTION_S,
+    SESSION_TTL_S,
+    SESSIONS_LIMIT_EACH,
+    CreatedKey,
+    Keys,
+    VerifiedPerson,
+)
 from services.gateway.app.records import Records
 from services.gateway.app.tenants import OPERATOR, Caller, callers_of, check_tokens, token_of
 from services.gateway.domain.keys import RIGHTS, KeyRole, KeyState, Right, state_of
@@ -225,6 +234,35 @@ async def test_a_key_that_another_gateway_deletes_keeps_no_use_of_others_from_be
     other = keys_over(store, clock, 100)
     await other.load()
     assert other.get(OPERATOR, kept.key.id).use_s == clock.now_s()
+
+
+async def test_who_opens_session_after_session_ends_only_ones_own_oldest(keys: Keys, clock: FakeClock) -> None:
+    reader, other = await made(keys, role=KeyRole.READ), await made(keys, role=KeyRole.READ)
+    caller = Caller(tenant="acme", role=KeyRole.READ, key_id=reader.key.id)
+    kept = await keys.open_session(replace(caller, key_id=other.key.id), other.secret)
+    opened = []
+    for _ in range(SESSIONS_LIMIT_EACH + 2):
+        clock.advance(1.0)
+        opened.append(await keys.open_session(caller, reader.secret))
+    valid = [keys.caller_of(each.secret) is not None for each in opened]
+    assert valid == [False] * 2 + [True] * SESSIONS_LIMIT_EACH
+    assert keys.caller_of(kept.secret) is not None
+
+
+async def test_of_ended_keys_a_tenants_latest_are_listed(
+    keys: Keys, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant that creates and revokes for ever fills no memory."""
+    monkeypatch.setattr(module, "ENDED_LIMIT", 2)
+    others = await made(keys, tenant="globex")
+    ended = [await made(keys) for _ in range(4)]
+    for each in (others, *ended):
+        clock.advance(1.0)
+        await keys.revoke(OPERATOR, each.key.id)
+    valid = await made(keys)
+    await keys.sweep()
+    listed = keys.page(OPERATOR, tenant="", with_ended=True, before="", limit=10)
+    assert {key.id for key in listed} == {each.key.id for each in (others, *ended[2:], valid)}
 
 
 def test_each_role_has_the_rights_of_those_below_it() -> None:
