@@ -21,7 +21,7 @@ from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.domain.job import DEFAULT_TENANT
 from services.gateway.domain.tenants import TenantDeletion as Progress
 from services.gateway.domain.tenants import TenantRecord, begin_deletion
-from services.gateway.ports import Clock, Record, ScopeEraser
+from services.gateway.ports import Clock, DirectTransfer, Record, ScopeEraser
 from services.kernel.blobs import BlobStore
 from services.kernel.logs import get_logger
 
@@ -222,6 +222,8 @@ class TenantDeletions:
             found.append("its token in FANLIGHT_GATEWAY_TENANTS_FILE still works; take it out and restart the gateways")
         if not self._sealing.is_on:
             found.append("backups hold its data in clear, because nothing is sealed here; delete it there too")
+        if isinstance(self._blobs, DirectTransfer):
+            found.append("addresses that were signed before work for 15 minutes; delete it again after that")
         found.append("the audit log names the tenant until its entries are deleted by age")
         return found
 

@@ -27,6 +27,7 @@ from services.gateway.domain.tenants import TenantLimits, begin_deletion
 from services.gateway.ports import RecordStore
 from tests.fakes.bucket import Bucket
 from tests.fakes.fleet import Fleet, control, generation
+from tests.fakes.memory_blobs import MemoryBlobs
 from tests.fakes.nats_server import nats_server, one_server
 from tests.fakes.sealing import data_keys
 from tests.fakes.seaweed import seaweed, weed
@@ -366,3 +367,17 @@ async def test_a_job_that_is_just_being_created_is_refused_once_its_tenant_is_de
         await fleet.gateway.quotas.replace("acme", lambda each: begin_deletion(each, now_s=fleet.clock.now_s()))
         with pytest.raises(FailedPrecondition, match="being deleted"):
             await fleet.gateway.jobs.create(generation(1), ACME)
+
+
+class SignedBlobs(MemoryBlobs):
+    async def prepare_upload(self, scope: str, digest: str, size_bytes: int) -> None:
+        return None
+
+    async def prepare_read(self, scope: str, digest: str) -> str:
+        return ""
+
+
+async def test_addresses_that_were_signed_before_are_told_of() -> None:
+    async with Fleet(blobs=SignedBlobs()).running() as fleet:
+        deleted = await fleet.gateway.tenant_deletions.delete("acme")
+    assert any("signed before" in each for each in deleted.progress.remains)
