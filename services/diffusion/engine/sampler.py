@@ -8,12 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.engine.generation import Generation
 from services.diffusion.engine.transfers import as_type
@@ -131,7 +132,7 @@ def _table_key(generation: Generation, checkpoint: Checkpoint) -> Hashable:
         generation.noise_schedule,
         generation.steps,
         None if generation.start is None else first_step(generation),
-        generation.eta,
+        generation.eta if _takes_eta(generation.scheduler) else None,
         checkpoint.entry.recipe.is_sdxl,
         str(checkpoint.dtype),
         repr(sorted(checkpoint.scheduler_config.items(), key=lambda item: item[0])),
@@ -228,6 +229,12 @@ def _timesteps(scheduler: Any, generation: Generation) -> Tensor:
         scheduler.set_begin_index(first)
     timesteps: Tensor = scheduler.timesteps[first:]
     return timesteps
+
+
+@cache
+def _takes_eta(name: str) -> bool:
+    """Whether the scheduler of this name does; those that take its place for checkpoints of the EDM kind do not."""
+    return "eta" in inspect.signature(scheduler_class(SCHEDULERS[name].cls).step).parameters
 
 
 def _step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:

@@ -155,3 +155,13 @@ def test_that_there_is_no_table_is_found_once(asked, backend, monkeypatch):
     for seed in range(3):
         assert backend.begin(asked(seed=seed)).sampler.table is None
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize(("name", "count"), [("ddim", 3), ("euler", 1)])
+def test_an_eta_that_changes_nothing_makes_no_table_of_its_own(name, count, asked, backend, monkeypatch):
+    tables = _Tables()
+    monkeypatch.setattr(sampler, "_TABLES", tables)
+    monkeypatch.setattr(sampler, "_new_table", lambda *_: None)
+    for eta in (0.0, 0.5, 1.0):
+        backend.begin(asked(scheduler=name, eta=eta))
+    assert len(tables._tables) == count
