@@ -129,11 +129,11 @@ def measure(sides: Sequence[Version], rounds: int, calls: int) -> None:
             del taken[0]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--before", type=Path, metavar="FOLDER", help="a checkout of an older commit")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     report = Report()
     with ExitStack() as stack:
         now = version(stack, ROOT)

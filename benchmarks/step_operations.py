@@ -6,6 +6,7 @@ those of the UNet are left out. Nothing here depends on the machine but the CPU'
 """
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -118,17 +119,18 @@ def measure(folder: Path, report: Report, *, steps: int, samplers: Sequence[str]
         report.add(name, statistics.median(cost.cpu_ms for cost in later) / ROWS, "ms", column="CPU a step and row")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=8)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     report = Report()
     names = [name for name in SHORT_NAMES if name != "edm_euler"]
     with tempfile.TemporaryDirectory() as folder:
         made = make_tiny_model(Path(folder) / "tiny")
         measure(made, report, steps=3 if asked.smoke else asked.steps, samplers=LIMITED[:2] if asked.smoke else names)
     report.save(asked.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

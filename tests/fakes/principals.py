@@ -29,10 +29,10 @@ def clients_alone(callers: Callers) -> tuple[Principals, LeaseRights]:
     return Principals(callers, "", nodes), LeaseRights(JobStore(store), leases, nodes, lambda job, task: ())
 
 
-def blobs_of_clients(blobs: BlobStore, callers: Callers) -> BlobService:
+def blobs_of_clients(blobs: BlobStore, callers: Callers, service: type[BlobService] = BlobService) -> BlobService:
     """Without jobs, and so without deletions."""
     store, clock = Records(MemoryStore(), FakeClock()), FakeClock()
     log = audit_log(store, clock)
     quotas = Quotas(store, clock, GatewaySettings(), log)
     deletions: Any = None
-    return BlobService(blobs, *clients_alone(callers), quotas, deletions, log)
+    return service(blobs, *clients_alone(callers), quotas, deletions, log)

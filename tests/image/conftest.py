@@ -1,5 +1,6 @@
 """Real containers of the images that `make images` built; skipped, with the reason, where there are none."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ GATEWAY_TOKENS = ("--env", "FANLIGHT_CLIENT_TOKEN=operator-0123456789")
 WORKER_TOKENS = ("--env", "FANLIGHT_WORKER_DIRECT_TOKEN=direct")
 # Much longer than it takes: what is broken is told, not waited for.
 PATIENCE_S = 240
+# podman's exit code where the container's runtime itself fails.
+CANNOT_START = 126
 
 
 def podman(*arguments, check=True):
@@ -40,9 +43,22 @@ def require_image():
     def require(name):
         if podman("image", "exists", f"{PREFIX}/{name}", check=False).returncode:
             pytest.skip(f"{PREFIX}/{name} is not there: `make images` builds it")
+        _skip_unless_containers_start(f"{PREFIX}/{name}")
         return f"{PREFIX}/{name}"
 
     return require
+
+
+@functools.cache
+def _refusal(image):
+    """Why this machine starts no container at all; empty where it does."""
+    tried = podman("run", "--rm", "--entrypoint", "python3", image, "-c", "", check=False)
+    return tried.stderr.strip() if tried.returncode == CANNOT_START else ""
+
+
+def _skip_unless_containers_start(image):
+    if refusal := _refusal(image):
+        pytest.skip(f"podman starts no container here: {refusal[-160:]}")
 
 
 class Container:

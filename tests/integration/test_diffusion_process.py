@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from PIL import Image
 from fanlight.channel import open_channel
 from fanlight.common.v1 import common_pb2
 from fanlight.diffusion.v1 import diffusion_pb2, diffusion_pb2_grpc
-from fanlight.errors import FailedPrecondition, InvalidField, NotFound, ResourceExhausted, TooLarge
+from fanlight.errors import FailedPrecondition, InvalidField, NodeFault, NotFound, ResourceExhausted, TooLarge
 from services.diffusion.config import WAITING_LIMIT
 from services.kernel.errors_wire import from_rpc_error
 from tests.fakes.corpus import CORPUS
@@ -34,11 +35,12 @@ SLOTS = 2
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three checkpoints: a good one, one with damaged weights, one of pickles."""
+    """Three checkpoints: a good one with ControlNets, one with damaged weights, one of pickles."""
     folder = tmp_path_factory.mktemp("models")
     make_tiny_model(folder / "good")
     for name in ("damaged", "pickled"):
-        make_tiny_model(folder / name)
+        for net in make_tiny_model(folder / name).glob("controlnet-*"):
+            shutil.rmtree(net)
     [unet] = (folder / "damaged" / "model" / "unet").glob("*.safetensors")
     unet.write_bytes(unet.read_bytes()[:5000])
     [unet] = (folder / "pickled" / "model" / "unet").glob("*.safetensors")
@@ -192,13 +194,13 @@ async def test_mixed_calls_at_once_give_the_images_they_give_alone(service):
         (GenerateRequest(model="nobody"), NotFound, "model"),
         (GenerateRequest(scheduler="nobody"), NotFound, "scheduler"),
         (GenerateRequest(model="damaged"), FailedPrecondition, ""),
-        (GenerateRequest(model="pickled"), FailedPrecondition, "model"),
+        (GenerateRequest(model="pickled"), NotFound, "model"),
         (GenerateRequest(prompt="猫" * 9000), InvalidField, "prompt"),
         (GenerateRequest(prompt="x" * 10_001), TooLarge, "prompt"),
         (GenerateRequest(width_px=2048, height_px=2048), TooLarge, "width_px"),
         (GenerateRequest(clip_skip=12), FailedPrecondition, "clip_skip"),
         (GenerateRequest(precision="bfloat16"), FailedPrecondition, "precision"),
-        (GenerateRequest(safety_checker="block"), FailedPrecondition, "safety_checker"),
+        (GenerateRequest(safety_checker="block"), NodeFault, "safety_checker"),
         (GenerateRequest(count=2), InvalidField, "count"),
         # Field 99, which nothing has defined yet.
         (GenerateRequest.FromString(b"\x98\x06\x01"), InvalidField, "99"),

@@ -18,7 +18,7 @@ from services.gateway.rpc.blobs import BlobService
 from services.worker.blobs import BlobCalls
 from services.worker.retry import Env, RetryPolicy
 from tests.fakes.bucket import Bucket
-from tests.fakes.principals import clients_alone
+from tests.fakes.principals import blobs_of_clients
 from tests.fakes.seaweed import seaweed, weed
 
 pytest.importorskip("aiobotocore")
@@ -51,7 +51,7 @@ async def served() -> AsyncIterator[tuple]:
     with seaweed() as server:
         async with Bucket(server).opened() as make:
             store = make()
-            service = Counting(store, *clients_alone(Callers()))
+            service = blobs_of_clients(store, Callers(), Counting)
             rpc = grpc.aio.server()
             blobs_pb2_grpc.add_BlobServiceServicer_to_server(service, rpc)
             port = rpc.add_insecure_port("127.0.0.1:0")
