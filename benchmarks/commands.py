@@ -143,6 +143,13 @@ COMMANDS = (
     Command(name="weights_pack", module="weights_pack"),
     Command(name="weights_kill", module="weights_kill", is_long=True),
     Command(name="weights_link", module="weights_link", needs=(link,), is_long=True),
+    Command(
+        name="weights_link proxied",
+        module="weights_link",
+        arguments=("--clients", "ours,proxied"),
+        needs=(link,),
+        is_long=True,
+    ),
     Command(name="weights_load", module="weights_load", full_needs=(root,), is_long=True),
     Command(name="images_bytes", module="images_bytes", needs=(images, replaced_images)),
     Command(

@@ -26,11 +26,10 @@ from services.diffusion.provenance import WeightDigests
 from services.diffusion.service import NAME, DiffusionService
 from services.diffusion.stage import DiffusionStage
 from services.diffusion.supply import RemoteModels, Supply
-from services.diffusion.warmup import busy_cores
 from services.kernel import logs
 from services.kernel.config import CommonSettings, SettingsError, load, refuse_unknown
 from services.kernel.images import ImageLimits
-from services.kernel.process import check_device, count_gpus, environment_defaults, leave, run
+from services.kernel.process import check_device, count_gpus, environment_defaults, leave, long_imports, run
 from services.weights.provision import Provision
 from services.weights.references.catalog import shipped, with_folder
 from services.weights.settings import WeightsSettings
@@ -38,7 +37,6 @@ from services.worker.admission import Admission
 from services.worker.device import DeviceLost, DeviceState
 from services.worker.loop import WorkerSettings
 from services.worker.serve import StageServer, serve_stage
-from services.worker.siblings import Siblings
 from services.worker.start import Usage, say_warm
 
 log = logs.get_logger()
@@ -117,6 +115,8 @@ async def serve_models(
             used = await measure(settings, models, generator, engine)
             say_warm(cores=used.cores, cards=used.cards)
         if worker.processes != "1":
+            from services.worker.siblings import Siblings
+
             siblings = Siblings("diffusion", worker.processes, grace_s=common.drain_grace_s)
             found = await measure(settings, models, generator, engine) if siblings.needs_measurement else Usage()
             await siblings.run(stop, cores=found.cores, cards=found.cards)
@@ -143,6 +143,8 @@ async def measure(
 ) -> Usage:
     """What this worker uses of the machine. A card that the settings name is the only one."""
     if not models.is_on_gpu:
+        from services.diffusion.warmup import busy_cores
+
         return Usage(cores=await busy_cores(generator, engine))
     return Usage(cards=count_gpus() if settings.device == AUTO_DEVICE else 1)
 
@@ -224,7 +226,7 @@ def open_catalog(settings: DiffusionSettings, remote: RemoteModels) -> ModelCata
 def open_backend(settings: DiffusionSettings, models: ModelManager, supply: Supply) -> Backend:
     """Imports torch and diffusers, which takes seconds: on the device thread, after the port is open."""
     # Torch would start a thread for each core of the host, whatever the container may use of them.
-    with environment_defaults(OMP_NUM_THREADS=str(this_machine().threads)):
+    with environment_defaults(OMP_NUM_THREADS=str(this_machine().threads)), long_imports():
         from services.diffusion.engine.backend import TorchBackend
         from services.diffusion.engine.safety import SafetyChecker
 

@@ -25,6 +25,8 @@ from services.diffusion.zero_snr import OPTION, compute_in_float32, with_zero_sn
 
 # Exact for polynomials of degree 7; a linear multistep of order 4 has degree 3.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
+# Of a scheduler whose steps are not asked for yet.
+_STEPS_OF_NONE = 2
 
 
 def base_config(saved: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -149,9 +151,23 @@ def _follow(scheduler: Any, noise_schedule: str, steps: int, *, is_sdxl: bool) -
 def scheduler_class(name: str) -> Any:
     """`name`: one of CLASSES."""
     if name == "DPMSolverSDEScheduler":
-        return _sde_class()
+        return _soon_made(_sde_class())
     cls = getattr(import_diffusers_module(f"schedulers.{CLASSES[name][0]}"), name)
+    if name in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"):
+        return _soon_made(cls)
     return _with_own_integral(cls) if name == "LMSDiscreteScheduler" else cls
+
+
+def _soon_made(base: Any) -> Any:
+    """Its `__init__` sets all timesteps of the training, in up to 0.2 s; those that are asked for follow anyway."""
+
+    def set_timesteps(
+        self: Any, num_inference_steps: int, device: Any = None, num_train_timesteps: int | None = None
+    ) -> None:
+        steps = num_inference_steps if num_train_timesteps is None else _STEPS_OF_NONE
+        base.set_timesteps(self, steps, device, num_train_timesteps)
+
+    return type(base.__name__, (base,), {"set_timesteps": set_timesteps})
 
 
 def _sde_class() -> Any:

@@ -85,7 +85,10 @@ def step_table(
     scheduler raises.
     """
     init_noise_sigma = scheduler.init_noise_sigma
-    steps = [*_probed(scheduler, timesteps, arguments, predicted_original)]
+    sums = _Sums(_units())
+    probed = [*_probed(scheduler, timesteps, arguments, predicted_original, sums)]
+    found = sums.found()
+    steps = [probe.solved(found) for probe in probed]
     draws = tuple(step.draw for step in steps)
     if drawn_by is not None and any(draws):
         draws = _draws(drawn_by, timesteps, arguments, dtype)
@@ -105,7 +108,7 @@ _Path = tuple[str, int]
 _WHOLE = -1
 
 
-class _Probe(NamedTuple):
+class _Step(NamedTuple):
     """One step as sums of units: each vector is (_UNITS,), over latents, prediction, noise and what `taken` names."""
 
     scale: float
@@ -117,10 +120,62 @@ class _Probe(NamedTuple):
     draw: Draw | None
 
 
+class _Probe(NamedTuple):
+    """A `_Step` whose vectors are numbers of `_Sums`."""
+
+    scale: int
+    latents: int
+    predicted: int
+    taken: list[_Path]
+    kept: dict[_Path, int]
+    # None after the last step.
+    levels: int | None
+    draw: Draw | None
+
+    def solved(self, found: Numbers) -> _Step:
+        """`found`: (k, _UNITS)."""
+        levels = (1.0, 0.0) if self.levels is None else found[self.levels][[_LATENTS, _NOISE]].tolist()
+        return _Step(
+            scale=float(found[self.scale, _LATENTS]),
+            latents=found[self.latents],
+            predicted=found[self.predicted],
+            taken=self.taken,
+            kept={path: found[number] for path, number in self.kept.items()},
+            levels=(levels[0], levels[1]),
+            draw=self.draw,
+        )
+
+
+class _Sums:
+    """Tensors that a scheduler made of the units, each by its number; solved together."""
+
+    def __init__(self, units: Tensor) -> None:
+        self.units = units
+        self._made: list[Tensor] = []
+
+    def add(self, made: Tensor) -> int:
+        self._made.append(made.to(torch.float64, copy=True).reshape(-1))
+        return len(self._made) - 1
+
+    def found(self) -> Numbers:
+        """The numbers (k, _UNITS) by which the units add up to each of the k. NotLinear where they do not."""
+        made: NDArray[np.float64] = torch.stack(self._made).numpy()
+        numbers, checks = made[:, :_UNITS], made[:, _UNITS:]
+        units = self.units.reshape(_UNITS, -1)[:, _UNITS:].double().numpy()
+        # Written so that NaN is refused too.
+        if not (np.abs(numbers @ units - checks) <= _TOLERANCE * (np.abs(numbers) @ np.abs(units))).all():
+            raise NotLinear
+        return numbers.astype(np.float32)
+
+
 def _probed(
-    scheduler: Any, timesteps: Tensor, arguments: Mapping[str, Any], predicted_original: Callable[[Any, Any], Tensor]
+    scheduler: Any,
+    timesteps: Tensor,
+    arguments: Mapping[str, Any],
+    predicted_original: Callable[[Any, Any], Tensor],
+    sums: _Sums,
 ) -> Iterator[_Probe]:
-    units = _units()
+    units = sums.units
     noise = _Noise(units[_NOISE])
     if getattr(scheduler, "noise_sampler", None) is not None:
         scheduler.noise_sampler = noise.between
@@ -130,16 +185,16 @@ def _probed(
             raise NotLinear
         for slot, path in enumerate(taken):
             _replace(scheduler, path, units[_GIVEN + slot].clone())
-        scaled = _sum_of(units, scheduler.scale_model_input(units[_LATENTS].clone(), timestep))
+        scale = sums.add(scheduler.scale_model_input(units[_LATENTS].clone(), timestep))
         with noise:
             step = scheduler.step(units[_PREDICTION].clone(), timestep, units[_LATENTS].clone(), **arguments)
         yield _Probe(
-            scale=float(scaled[_LATENTS]),
-            latents=_sum_of(units, step.prev_sample),
-            predicted=_sum_of(units, predicted_original(scheduler, step)),
+            scale=scale,
+            latents=sums.add(step.prev_sample),
+            predicted=sums.add(predicted_original(scheduler, step)),
             taken=taken,
-            kept={path: _sum_of(units, tensor) for path, tensor in _remembered(scheduler)},
-            levels=_levels(scheduler, units, timesteps[number + 1 : number + 2]),
+            kept={path: sums.add(tensor) for path, tensor in _remembered(scheduler)},
+            levels=_levels(scheduler, timesteps[number + 1 : number + 2], sums),
             draw=noise.taken(),
         )
 
@@ -149,17 +204,6 @@ def _units() -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
     checks = torch.randn(_UNITS, _CHECKS, generator=generator) * torch.logspace(-1, 0, _CHECKS) * _LARGEST
     return torch.cat([torch.eye(_UNITS), checks], dim=1).reshape(_UNITS, 1, 1, 1, -1)
-
-
-def _sum_of(units: Tensor, made: Tensor) -> Numbers:
-    """The numbers (_UNITS,) by which the units add up to `made`. NotLinear where they do not."""
-    found: NDArray[np.float64] = made.double().reshape(-1).numpy()
-    numbers, checks = found[:_UNITS], found[_UNITS:]
-    terms = numbers[:, None] * units.reshape(_UNITS, -1)[:, _UNITS:].double().numpy()
-    # Written so that NaN is refused too.
-    if not (np.abs(terms.sum(0) - checks) <= _TOLERANCE * np.abs(terms).sum(0)).all():
-        raise NotLinear
-    return numbers.astype(np.float32)
 
 
 def _remembered(scheduler: Any) -> Iterator[tuple[_Path, Tensor]]:
@@ -178,12 +222,11 @@ def _replace(scheduler: Any, path: _Path, tensor: Tensor) -> None:
         getattr(scheduler, name)[place] = tensor
 
 
-def _levels(scheduler: Any, units: Tensor, upcoming: Tensor) -> tuple[float, float]:
+def _levels(scheduler: Any, upcoming: Tensor, sums: _Sums) -> int | None:
     """`upcoming`: the next timestep, (1,); (0,) after the last one."""
     if not len(upcoming):
-        return 1.0, 0.0
-    levels = _sum_of(units, scheduler.add_noise(units[_LATENTS].clone(), units[_NOISE].clone(), upcoming))
-    return float(levels[_LATENTS]), float(levels[_NOISE])
+        return None
+    return sums.add(scheduler.add_noise(sums.units[_LATENTS].clone(), sums.units[_NOISE].clone(), upcoming))
 
 
 class _Noise(TorchFunctionMode):
@@ -234,7 +277,7 @@ def _draws(
     return tuple(draws)
 
 
-def _matrices(steps: Sequence[_Probe]) -> Numbers:
+def _matrices(steps: Sequence[_Step]) -> Numbers:
     """As StepTable has them, with those remembered tensors alone that a later step takes."""
     live = _live(steps)
     size = 1 + len(live)
@@ -250,7 +293,7 @@ def _matrices(steps: Sequence[_Probe]) -> Numbers:
     return matrices
 
 
-def _live(steps: Sequence[_Probe]) -> list[_Path]:
+def _live(steps: Sequence[_Step]) -> list[_Path]:
     """The remembered tensors that latents are made of later."""
     live: set[_Path] = set()
     while True:

@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from PIL import AvifImagePlugin, Image, ImageOps
+from PIL import Image, ImageOps
 
 from fanlight.errors import InvalidField, NodeFault, ResourceExhausted
 from services.kernel.heif_headers import is_avif
@@ -86,6 +86,8 @@ def main() -> int:
 def _register(data: bytes) -> str:
     """Pillow's name of the format, whose decoder is ready then; ImportError where it is not installed."""
     if is_avif(data):
+        from PIL import AvifImagePlugin
+
         AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS
         return "AVIF"
     import pi_heif

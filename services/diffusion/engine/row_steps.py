@@ -52,8 +52,8 @@ def _batch(move: _Move) -> int:
 def _together(moves: Sequence[_Move], retry: OomRetry) -> list[StepOutcome]:
     """ResourceExhausted ends all of them where there is no memory for the step of those with tables."""
     rows, predictions = [move.row for move in moves], [move.prediction for move in moves]
-    batch = RowBatch.of(rows)
     try:
+        batch = retry.retry_after_release(lambda: RowBatch.of(rows), "take a step of these images")
         retry.retry_after_release(lambda: batch.advance(rows, predictions), "take a step of these images")
         errors = [_alone(move) for move in moves]
         if any(errors):

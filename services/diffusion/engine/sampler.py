@@ -5,15 +5,16 @@ For the device thread.
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fanlight.contract.schedulers import SCHEDULERS
 from fanlight.errors import FanlightError, InvalidField
 from services.diffusion.engine.generation import Generation
 from services.diffusion.engine.transfers import as_type
@@ -82,12 +83,8 @@ class Sampler:
 def open_sampler(generation: Generation, checkpoint: Checkpoint, generator: torch.Generator, shape: Shape) -> Sampler:
     """`generator`: what the image's noise is drawn from. InvalidField where the scheduler cannot run these steps."""
     key = _table_key(generation, checkpoint)
-    table = _TABLES.get(key)
     make = partial(_scheduler, generation, checkpoint, shape)
-    if table is None:
-        table = _new_table(generation, checkpoint, make(), make)
-        if table is not None:
-            _TABLES.put(key, table)
+    table = _TABLES.once(key, lambda: _new_table(generation, checkpoint, make(), make))
     scheduler = timesteps = None
     arguments: Mapping[str, Any] = {}
     if table is None or generation.start is not None:
@@ -112,33 +109,30 @@ def _brownian(table: StepTable | None, generation: Generation, shape: Shape) -> 
 
 
 class _Tables:
-    """Tables by what they follow from; the images of a job share one. For the device thread."""
+    """Tables by what they follow from, or that there is none; the images of a job share one. For the device thread."""
 
     def __init__(self) -> None:
-        self._tables: OrderedDict[tuple[object, ...], StepTable] = OrderedDict()
+        self._tables: OrderedDict[Hashable, StepTable | None] = OrderedDict()
 
-    def get(self, key: tuple[object, ...]) -> StepTable | None:
-        table = self._tables.get(key)
-        if table is not None:
-            self._tables.move_to_end(key)
-        return table
-
-    def put(self, key: tuple[object, ...], table: StepTable) -> None:
+    def once(self, key: Hashable, make: Callable[[], StepTable | None]) -> StepTable | None:
+        """The table that is kept, or what `make` gives."""
+        table = self._tables.pop(key) if key in self._tables else make()
         self._tables[key] = table
         if len(self._tables) > TABLES_LIMIT:
             self._tables.popitem(last=False)
+        return table
 
 
 _TABLES = _Tables()
 
 
-def _table_key(generation: Generation, checkpoint: Checkpoint) -> tuple[object, ...]:
+def _table_key(generation: Generation, checkpoint: Checkpoint) -> Hashable:
     return (
         generation.scheduler,
         generation.noise_schedule,
         generation.steps,
         None if generation.start is None else first_step(generation),
-        generation.eta,
+        generation.eta if _takes_eta(generation.scheduler) else None,
         checkpoint.entry.recipe.is_sdxl,
         str(checkpoint.dtype),
         repr(sorted(checkpoint.scheduler_config.items(), key=lambda item: item[0])),
@@ -235,6 +229,12 @@ def _timesteps(scheduler: Any, generation: Generation) -> Tensor:
         scheduler.set_begin_index(first)
     timesteps: Tensor = scheduler.timesteps[first:]
     return timesteps
+
+
+@cache
+def _takes_eta(name: str) -> bool:
+    """Whether the scheduler of this name does; those that take its place for checkpoints of the EDM kind do not."""
+    return "eta" in inspect.signature(scheduler_class(SCHEDULERS[name].cls).step).parameters
 
 
 def _step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:

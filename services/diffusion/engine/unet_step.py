@@ -195,14 +195,16 @@ def _composed(row: Row, predictions: Sequence[tuple[float | None, Tensor]]) -> T
     """
     is_guided = predictions[0][0] is None
     low, prompts = predictions[0][1], predictions[1:] if is_guided else predictions
+    if not is_guided and len(prompts) == 1:
+        return low
     scale = row.generation.guidance_scale if is_guided else 1.0
-    if len(prompts) == 1:
-        return low + scale * (prompts[0][1] - low) if is_guided else low
-    composed = low
+    # In float32, as those of a batch without AND: an image is the same beside others with it.
+    base = composed = as_type(low, torch.float32)
     for weight, high in prompts:
         assert weight is not None
-        composed = composed + scale * weight * (high - low)
-    return composed
+        factor = scale * weight if len(prompts) > 1 else scale
+        composed = composed + factor * (as_type(high, torch.float32) - base)
+    return as_type(composed, low.dtype)
 
 
 def _inputs(rows: Sequence[Row]) -> UNetInputs:

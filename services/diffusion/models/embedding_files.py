@@ -42,3 +42,8 @@ def count_of(shapes: Mapping[str, Shape], names: tuple[str, ...]) -> int:
     """How many tokens of a prompt it takes up."""
     first = shapes[names[0]]
     return first[0] if len(first) == 2 else 1
+
+
+def too_large(size_bytes: int) -> str:
+    limit = EMBEDDING_LIMIT_BYTES // 2**20
+    return f"it has {size_bytes / 2**20:.0f} MiB, and a textual inversion has at most {limit}"

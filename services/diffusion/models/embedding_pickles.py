@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from services.diffusion.models.embedding_files import EMBEDDING_LIMIT_BYTES, Shape
+from services.diffusion.models.embedding_files import EMBEDDING_LIMIT_BYTES, Shape, too_large
 from services.diffusion.models.recipes import UnfitFolder
 from services.kernel.files import open_ordinary
 
@@ -84,11 +84,6 @@ def _opened(path: Path) -> BinaryIO:
         file.close()
         raise UnfitFolder(too_large(size_bytes))
     return file
-
-
-def too_large(size_bytes: int) -> str:
-    limit = EMBEDDING_LIMIT_BYTES // 2**20
-    return f"it has {size_bytes / 2**20:.0f} MiB, and a textual inversion has at most {limit}"
 
 
 # From a storage to its bytes.

@@ -14,10 +14,10 @@ from services.diffusion.models.controlnet_files import controlnet_of_file, is_co
 from services.diffusion.models.embedding_files import (
     EMBEDDING_LIMIT_BYTES,
     count_of,
+    too_large,
     vectors_among,
     widths_of,
 )
-from services.diffusion.models.embedding_pickles import pickled_shapes, too_large
 from services.diffusion.models.entries import (
     CheckpointEntry,
     EmbeddingEntry,
@@ -102,6 +102,8 @@ def read_parts(folder: Path) -> CheckpointEntry | None:
 
 def read_embedding_pickle(path: Path) -> EmbeddingEntry:
     """UnfitFolder for what is no textual inversion. Nothing of a large file is read, and nothing of a pickle runs."""
+    from services.diffusion.models.embedding_pickles import pickled_shapes
+
     return _embedding_entry(path, pickled_shapes(path))
 
 

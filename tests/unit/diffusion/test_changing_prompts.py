@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from services.diffusion.engine.batching import batch_key
 from services.diffusion.engine.conditioning import ConditioningCache, encode_pair
 from services.diffusion.engine.memory import vram_estimate_bytes
 from services.diffusion.engine.row import latent_shape
+from services.diffusion.engine.unet_step import Evaluation, _by_row
 from services.diffusion.schedulers import make_scheduler
 from tests.fakes.diffusers_reference import Reference
 
@@ -171,3 +173,21 @@ def test_what_changes_is_encoded_once_for_all_who_say_the_same(checkpoint, asked
     assert prompts.get(asked(prompt="a b", steps=5), checkpoint) is prompts.get(
         asked(prompt="a b", steps=6), checkpoint
     )
+
+
+def test_guidance_in_float16_is_the_same_beside_composed_prompts():
+    """Rounded once, whoever shares the batch."""
+    rows = [SimpleNamespace(generation=SimpleNamespace(guidance_scale=7.5))] * 2
+    low, other, high, second, third = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(1)).half()
+    kept = SimpleNamespace(column=lambda _, values, like: torch.tensor(values, dtype=like.dtype).reshape(-1, 1, 1, 1))
+
+    def guided(*of_the_other):
+        unconditional = [Evaluation(number, None, None) for number in (0, 1)]
+        places = [*unconditional, Evaluation(0, None, 1.0), *(Evaluation(1, None, 0.5) for _ in of_the_other)]
+        return _by_row(rows, SimpleNamespace(places=places, batch=kept), torch.stack([low, other, high, *of_the_other]))
+
+    alone, beside = guided(second), guided(second, third)
+    assert torch.equal(alone[0], beside[0])
+    expected = other.float() + 7.5 * 0.5 * (second.float() - other.float() + third.float() - other.float())
+    assert beside[1].dtype == torch.float16
+    assert torch.allclose(beside[1][0].float(), expected, rtol=1e-3, atol=1e-3)

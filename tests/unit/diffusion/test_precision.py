@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from services.diffusion.config import DiffusionSettings
 from services.diffusion.engine.backend import TorchBackend
+from services.diffusion.engine.generation import Start
 from services.diffusion.engine.vae import ModelGaveNaN
 from services.diffusion.models.model_manager import ModelManager
 from services.diffusion.models.precision import precision_of_card
@@ -141,3 +144,38 @@ def test_neighbors_of_the_batch_are_not_begun_again(damaged, asked):
     rows = [backend.begin(damaged(*UNET)), backend.begin(asked(steps=2))]
     first, second = backend.advance(rows)
     assert (first.is_again, second.is_again, second.progress.step) == (True, False, 1)
+
+
+def test_one_in_float32_shares_a_batch_with_all_kinds_of_strangers(asked):
+    """Each is as alone, while they join at different steps and one of them is taken out."""
+    backend = TorchBackend(ModelManager(device="cpu", precision="float16"), threads=1)
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (8, 8, 40, 40))
+    red = Image.new("RGB", (64, 64), "red")
+    wanted = [
+        asked(steps=4, scheduler="unipc"),
+        asked(steps=5, scheduler="dpmpp_2m", prompt="a [cat:dog:2] AND a tree :0.5", prompt_syntax="a1111"),
+        asked(steps=6, scheduler="heun", start=Start(image=red, strength=0.7, mask=mask), preview_every_steps=1),
+        asked(steps=4, scheduler="dpmpp_sde", variation_seed=3, variation_strength=0.5),
+        asked(steps=4, scheduler="ddim", eta=1.0),
+    ]
+
+    def begun(number):
+        row = backend.begin(wanted[number])
+        return row if number else backend.begin_again(row)
+
+    def advanced(rows):
+        results = backend.advance(rows)
+        assert not any(result.error or result.is_again for result in results)
+
+    alone = [begun(number) for number in range(len(wanted))]
+    for row in alone:
+        while not row.is_finished:
+            advanced([row])
+    rows, gone = [begun(number) for number in range(len(wanted))], backend.begin(wanted[1])
+    advanced([rows[1], gone, rows[0]])
+    while left := [row for row in rows if not row.is_finished]:
+        advanced(left)
+    assert [str(row.checkpoint.dtype) for row in rows] == ["torch.float32", *["torch.float16"] * 4]
+    for own, other in zip(rows, alone, strict=True):
+        assert torch.allclose(own.latents, other.latents, rtol=0.02, atol=0.05), own.generation.scheduler

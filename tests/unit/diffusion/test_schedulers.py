@@ -6,7 +6,7 @@ import torch
 
 from fanlight.contract.schedulers import CLASSES, SCHEDULERS, SHORT_NAMES
 from services.diffusion.noise_schedules import beta_quantile, noise_levels, sigmas_of, whole_timesteps
-from services.diffusion.schedulers import BrownianNoise, base_config, make_scheduler
+from services.diffusion.schedulers import BrownianNoise, base_config, make_scheduler, scheduler_class
 
 # The scheduler config of SD 1.5, as its repository has it.
 SD15 = {
@@ -146,3 +146,24 @@ def test_the_same_seed_gives_the_same_path():
     )
     assert torch.equal(one(9.0, 2.0), other(9.0, 2.0))
     assert torch.equal(one(9.0, 4.0), other(9.0, 4.0))
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("name", ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"])
+def test_one_that_is_made_without_all_steps_of_the_training_is_diffusers(name, spacing, monkeypatch):
+    ours = scheduler_class(name)
+    theirs = ours.__base__
+    assert (ours.__name__, theirs.__module__.split(".")[0]) == (name, "diffusers_lean")
+    asked = []
+    original = theirs._sigma_to_t
+    monkeypatch.setattr(theirs, "_sigma_to_t", lambda self, *given: asked.append(1) or original(self, *given))
+    config = {**base_config(SD15), "timestep_spacing": spacing}
+    made = ours.from_config(config)
+    assert len(asked) < 10
+    expected = theirs.from_config(config)
+    for each in (made, expected):
+        each.set_timesteps(7, device="cpu")
+    assert torch.equal(made.timesteps, expected.timesteps)
+    assert torch.equal(made.sigmas, expected.sigmas)
+    assert torch.equal(torch.as_tensor(made.init_noise_sigma), torch.as_tensor(expected.init_noise_sigma))
+    assert dict(made.config) == dict(expected.config)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fanlight.contract.schedulers import CLASSES, KARRAS, SCHEDULERS, SHORT_NAMES
-from services.diffusion.engine.sampler import _step_arguments, predicted_original
+from services.diffusion.engine import sampler
+from services.diffusion.engine.sampler import TABLES_LIMIT, _step_arguments, _Tables, predicted_original
 from services.diffusion.schedulers import base_config, make_scheduler
 from services.diffusion.step_tables import NotLinear, step_table
 
@@ -136,3 +137,31 @@ def test_ddim_draws_noise_only_where_eta_asks_for_it():
 def test_only_what_a_later_step_takes_is_remembered():
     remembered = {name: table_of(name, "", SD).remembered for name in FUSED}
     assert remembered == dict.fromkeys(FUSED, 0) | {"dpmpp_2m": 1, "dpmpp_2m_sde": 1, "unipc": 3}
+
+
+def test_so_many_tables_are_kept_at_most_whatever_requests_ask_for():
+    tables, made = _Tables(), []
+    for eta in range(3 * TABLES_LIMIT):
+        tables.once("usual", lambda: made.append("usual"))
+        tables.once(eta, lambda: made.append("other"))
+    assert len(tables._tables) == TABLES_LIMIT
+    assert made.count("usual") == 1
+
+
+def test_that_there_is_no_table_is_found_once(asked, backend, monkeypatch):
+    tried = []
+    monkeypatch.setattr(sampler, "_TABLES", _Tables())
+    monkeypatch.setattr(sampler, "_new_table", lambda *_: tried.append(1))
+    for seed in range(3):
+        assert backend.begin(asked(seed=seed)).sampler.table is None
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize(("name", "count"), [("ddim", 3), ("euler", 1)])
+def test_an_eta_that_changes_nothing_makes_no_table_of_its_own(name, count, asked, backend, monkeypatch):
+    tables = _Tables()
+    monkeypatch.setattr(sampler, "_TABLES", tables)
+    monkeypatch.setattr(sampler, "_new_table", lambda *_: None)
+    for eta in (0.0, 0.5, 1.0):
+        backend.begin(asked(scheduler=name, eta=eta))
+    assert len(tables._tables) == count

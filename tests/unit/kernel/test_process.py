@@ -1,11 +1,15 @@
 """A service's process ends on a signal, and when its parent process is gone."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
+
+from services.kernel.process import long_imports
 
 PROGRAM = """
 import sys
@@ -74,3 +78,27 @@ def test_it_stops_when_its_lifeline_breaks():
     os.close(writing)
 
     assert process.communicate(timeout=20)[0] == "stopped\n"
+
+
+def test_what_long_imports_make_is_never_searched_for_garbage():
+    made, before = [], gc.get_freeze_count()
+    try:
+        with suppress(ImportError), long_imports():
+            assert not gc.isenabled()
+            made += [[] for _ in range(1000)]
+            raise ImportError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= before + len(made)
+        gc.disable()
+        with long_imports():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def test_a_diffusion_service_starts_without_what_few_need():
+    rare = ("PIL.AvifImagePlugin", "services.worker.siblings", "services.diffusion.models.embedding_pickles", "torch")
+    program = f"import sys, services.diffusion.__main__; print([name for name in {rare} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
