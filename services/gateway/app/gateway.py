@@ -91,6 +91,8 @@ UNFOLLOWED: Mapping[str, Codec[Any]] = {
     dead_letters.BUCKET: dead_letters.LETTERS,
     job_store.REQUESTS_BUCKET: job_store.REQUESTS,
     sealing.BUCKET: sealing.VAULTS,
+    audit_log.BUCKET: audit_log.ENTRIES,
+    audit_log.CHAINS_BUCKET: audit_log.CHAINS,
 }
 BLOB_SWEEP_INTERVAL_S = 3_600.0
 SEAL_SWEEP_INTERVAL_S = 600.0

@@ -21,6 +21,12 @@ from tests.fakes.step_tables import without_tables
 ROWS = 8
 
 
+@pytest.fixture
+def backend(manager):
+    """One that has not learned from other tests how many rows fit in memory."""
+    return TorchBackend(manager, threads=1)
+
+
 @pytest.mark.parametrize("name", [name for name in SHORT_NAMES if name != "edm_euler"])
 def test_a_step_of_eight_rows_waits_for_nothing_and_is_few_operations(name, asked, backend):
     rows = [backend.begin(asked(scheduler=name, steps=4, seed=seed, prompt=f"a cat {seed}")) for seed in range(ROWS)]

@@ -10,6 +10,7 @@ from fanlight.gateway.v1 import gateway_pb2
 from fanlight.preprocessor.v1 import preprocessor_pb2
 from services.gateway.app.submission import NewJob
 from services.gateway.domain.job import PREPROCESS, Facts, Input, JobState, StageRequest
+from services.gateway.domain.moderation import Policy
 from services.gateway.domain.plan import JobPlan, NewTask
 from services.gateway.wire import answers, requests, stages
 from services.gateway.wire.stages import StageEntry, request_for
@@ -25,6 +26,9 @@ class Planned:
     graph: list[list[int]]
     images: tuple[()] = ()
     tasks_limit: int = 3
+
+    def under(self, policy: Policy) -> "Planned":
+        return self
 
     def plan(self, kept: Any, draw: Any) -> JobPlan:
         message = preprocessor_pb2.AnnotateRequest(annotator="dream").SerializeToString()
