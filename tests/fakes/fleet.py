@@ -24,17 +24,10 @@ from services.gateway.app.gateway import Gateway
 from services.gateway.app.leasing import LeasedTask, Poll
 from services.gateway.app.submission import KeptImage, NewJob, SourceImage
 from services.gateway.config import GatewayLimits, GatewaySettings
+from services.gateway.domain.fleet_catalog import FleetCatalog, catalog_of
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Failure, Fault, Job, Task
 from services.gateway.domain.plan import JobPlan
-from services.gateway.domain.workers import (
-    AnnouncedAnnotator,
-    AnnouncedModel,
-    Capabilities,
-    FleetCatalog,
-    LeftOutOfFleet,
-    Worker,
-    catalog_of,
-)
+from services.gateway.domain.workers import AnnouncedAnnotator, AnnouncedModel, Capabilities, LeftOutOfFleet, Worker
 from services.gateway.scheduler.queue import Amounts, can_do, limit_of
 from services.gateway.wire import requests, stages
 from services.gateway.wire.thumbnails import thumbnail_request

@@ -17,15 +17,14 @@ from services.gateway.app.tenants import OPERATOR, Caller
 from services.gateway.app.watch import TaskProgress
 from services.gateway.config import GatewaySettings
 from services.gateway.domain import plan
+from services.gateway.domain.fleet_catalog import FleetCatalog, catalog_of
 from services.gateway.domain.job import Job, JobState
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     AnnouncedModel,
     Capabilities,
-    FleetCatalog,
     LeftOutOfFleet,
     WorkerStatus,
-    catalog_of,
 )
 from tests.fakes.audit import audit_log
 from tests.fakes.fleet import FakeClock, annotation, plan_of

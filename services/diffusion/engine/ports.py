@@ -80,7 +80,7 @@ class Backend(Protocol):
         ...
 
     def begin_again(self, state: RequestState) -> RequestState:
-        """Prepare the image anew, in a number type of more range."""
+        """Prepare the image again, in a number type of more range."""
         ...
 
     def finish(self, state: RequestState) -> DeviceResult:

@@ -1,6 +1,6 @@
 """Rows that are evaluated together: their latents in one tensor, their steps in one operation. For the device thread.
 
-Nothing here waits for the device. A batch is made anew when a row joins or leaves, and moves what its rows remember;
+Nothing here waits for the device. A new batch is made when a row joins or leaves, and moves what its rows remember;
 between, each step takes its numbers from tables that were uploaded then.
 """
 

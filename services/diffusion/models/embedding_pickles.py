@@ -158,7 +158,7 @@ class _Opaque:
 
 
 class _Reader(pickle.Unpickler):
-    """What it puts in place of names is made anew for each file: a pickle can set attributes of what it imports."""
+    """What it puts in place of names is made for each file: a pickle can set attributes of what it imports."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)

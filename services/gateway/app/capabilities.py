@@ -14,18 +14,16 @@ from itertools import islice
 from fanlight.contract.limits import size_class
 from fanlight.errors import AlreadyExists, Conflict
 from services.gateway.app.records import Codec, Records
+from services.gateway.domain.fleet_catalog import FleetCatalog, Rank, needs_by_id
 from services.gateway.domain.job import Facts
 from services.gateway.domain.offers import LeftOut, OfferRules
 from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     AnnouncedLeftOut,
     Capabilities,
-    FleetCatalog,
     LeftOutOfFleet,
-    Rank,
     ReportedStepTime,
     Worker,
-    needs_by_id,
 )
 from services.gateway.ports import Clock
 from services.gateway.scheduler.pace import Delivered, RecentMean, StepTimes, delivered_times, plausible

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups
+from services.gateway.domain.fleet_catalog import FleetCatalog
 from services.gateway.domain.job import Facts
-from services.gateway.domain.workers import AnnouncedAnnotator, Avoidance, FleetCatalog, LeftOutOfFleet, WorkerRecord
+from services.gateway.domain.workers import AnnouncedAnnotator, Avoidance, LeftOutOfFleet, WorkerRecord
 from services.gateway.scheduler.queue import Amounts
 
 # How many versions and devices of one annotator the cache is asked for, whatever workers claim.

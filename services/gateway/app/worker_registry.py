@@ -19,16 +19,10 @@ from services.gateway.app.records import Records
 from services.gateway.app.source_backoffs import SourceBackoffs
 from services.gateway.config import GatewayLimits
 from services.gateway.domain.circuit_breaker import BreakerKey
+from services.gateway.domain.fleet_catalog import held_by
 from services.gateway.domain.job import Facts, Job, task_name
 from services.gateway.domain.offers import OfferRules
-from services.gateway.domain.workers import (
-    Avoidance,
-    Capabilities,
-    Worker,
-    WorkerRecord,
-    WorkerStatus,
-    held_by,
-)
+from services.gateway.domain.workers import Avoidance, Capabilities, Worker, WorkerRecord, WorkerStatus
 from services.gateway.ports import CaughtUp, Clock, Deleted, Record
 from services.gateway.scheduler.schedule import Scheduler
 from services.kernel.logs import get_logger

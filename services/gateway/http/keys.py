@@ -25,7 +25,7 @@ SIGN_INS_LIMIT = 32
 
 
 class SignIns:
-    """Places of their own, so that strangers who sign in for ever take none of other requests."""
+    """Places of their own, so that strangers who keep signing in take none of other requests."""
 
     def __init__(self) -> None:
         self._running = 0

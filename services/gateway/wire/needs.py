@@ -20,15 +20,9 @@ from fanlight.contract.needs import (
 )
 from fanlight.contract.schedulers import NOISE_SCHEDULES, SCHEDULERS
 from fanlight.errors import FailedPrecondition, FanlightError, InvalidField, NotFound, Unavailable
+from services.gateway.domain.fleet_catalog import FleetCatalog
 from services.gateway.domain.job import Facts
-from services.gateway.domain.workers import (
-    CHECKPOINT,
-    CONTROLNET,
-    AnnouncedAnnotator,
-    AnnouncedModel,
-    FleetCatalog,
-    LeftOutOfFleet,
-)
+from services.gateway.domain.workers import CHECKPOINT, CONTROLNET, AnnouncedAnnotator, AnnouncedModel, LeftOutOfFleet
 from services.gateway.scheduler.queue import Amounts
 
 RETRY_AFTER_S = 5.0

@@ -11,6 +11,7 @@ from fanlight.contract.prompt import words_in
 from fanlight.errors import InvalidField, NotFound
 from services.gateway.app.capabilities import CapabilityGroup, CapabilityGroups
 from services.gateway.app.records import Records
+from services.gateway.domain.fleet_catalog import FleetCatalog, held_by
 from services.gateway.domain.offers import OfferRules
 from services.gateway.domain.workers import (
     DISK,
@@ -20,9 +21,7 @@ from services.gateway.domain.workers import (
     AnnouncedAnnotator,
     AnnouncedModel,
     Capabilities,
-    FleetCatalog,
     Worker,
-    held_by,
 )
 from services.gateway.scheduler.queue import can_do
 from services.gateway.wire import needs as look_up

@@ -13,8 +13,9 @@ from fanlight.diffusion.v1 import diffusion_pb2
 from fanlight.errors import FanlightError, NotFound
 from fanlight.gateway.v1 import gateway_pb2
 from services.gateway.app.leasing import LeasedTask
+from services.gateway.domain.fleet_catalog import catalog_of
 from services.gateway.domain.job import DIFFUSION, PREPROCESS, Job
-from services.gateway.domain.workers import AnnouncedModel, Capabilities, catalog_of
+from services.gateway.domain.workers import AnnouncedModel, Capabilities
 from services.gateway.wire import answers, requests, workers
 from tests.fakes.fleet import CANNY, PNG, STARTER, STARTER_CANNY, YOUNG, FixedFleet, Fleet, resolved
 

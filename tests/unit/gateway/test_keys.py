@@ -252,7 +252,7 @@ async def test_who_opens_session_after_session_ends_only_ones_own_oldest(keys: K
 async def test_of_ended_keys_a_tenants_latest_are_listed(
     keys: Keys, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tenant that creates and revokes for ever fills no memory."""
+    """A tenant that keeps creating and revoking fills no memory."""
     monkeypatch.setattr(module, "ENDED_LIMIT", 2)
     others = await made(keys, tenant="globex")
     ended = [await made(keys) for _ in range(4)]

@@ -7,8 +7,9 @@ from fanlight.errors import NotFound
 from fanlight.queue.v1 import queue_pb2
 from services.gateway.app.capabilities import LEFT_OUT_LISTED, NODES_LIMIT, CapabilityGroups
 from services.gateway.app.records import Records
+from services.gateway.domain.fleet_catalog import FleetCatalog
 from services.gateway.domain.offers import OfferRules
-from services.gateway.domain.workers import AnnouncedLeftOut, AnnouncedModel, Capabilities, FleetCatalog
+from services.gateway.domain.workers import AnnouncedLeftOut, AnnouncedModel, Capabilities
 from services.gateway.wire import needs, workers
 from tests.fakes.fleet import FakeClock
 from tests.fakes.memory_store import MemoryStore
