@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from fanlight.contract.names import ANY
 from services.gateway.app.second_opinions import OPINION_WAIT_S
 from services.gateway.domain.job import DIFFUSION, Failure, Fault, JobState
-from services.gateway.domain.workers import ANY, AnnouncedModel
+from services.gateway.domain.workers import AnnouncedModel
 from tests.fakes.fleet import CRASH, STARTER, Fleet, FleetWorker, generation
 
 WRONG = Failure(reason="INVALID_FIELD", message="I do not like it", field="prompt")

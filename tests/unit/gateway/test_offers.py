@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from fanlight.contract.names import ANY
 from fanlight.contract.parameters import Parameter
 from fanlight.contract.shipped import ShippedAnnotator, shipped_annotators
 from fanlight.errors import InvalidField, NotFound
 from services.gateway.domain.job import DIFFUSION, PREPROCESS
 from services.gateway.domain.offers import OfferRules, build_need
-from services.gateway.domain.workers import ANY, AnnouncedAnnotator, AnnouncedModel, Capabilities
+from services.gateway.domain.workers import AnnouncedAnnotator, AnnouncedModel, Capabilities
 from tests.fakes.fleet import STARTER, Fleet, annotation, generation, resolved
 
 LOW = Parameter(name="low", default=100, minimum=0, maximum=255)

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from fanlight.contract.names import ANY
 from services.gateway.app.source_backoffs import SOURCES_LIMIT, SourceBackoffs
 from services.gateway.domain.job import DIFFUSION, Failure, Fault, Job, JobState
 from services.gateway.domain.machine import BACKOFF_FIRST_S, BACKOFF_MAX_S, FAILURES_LIMIT
-from services.gateway.domain.workers import ANY, AnnouncedModel
+from services.gateway.domain.workers import AnnouncedModel
 from tests.fakes.fleet import STARTER, FakeClock, Fleet, FleetWorker, generation
 
 AWAY = Failure(reason="UNAVAILABLE", message="cannot reach the hub", part="source:hub.example")
